@@ -1,0 +1,61 @@
+"""Where deployer keeps what it makes: one folder, named by `DEPLOYER_HOME`.
+
+    store/       stage outputs, one folder per key
+    bundles/     finished bundles, NAME/DIGEST
+    toolchains/  isolated environments
+    servers/     state and logs of detached servers
+    loadtests/   load-test results, one folder a run
+    logs/        logs of builds
+    cache/       downloads; safe to delete
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one deployer installation; nothing is created by asking for a path."""
+
+    root: Path
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def bundles(self) -> Path:
+        return self.root / "bundles"
+
+    @property
+    def toolchains(self) -> Path:
+        return self.root / "toolchains"
+
+    @property
+    def servers(self) -> Path:
+        return self.root / "servers"
+
+    @property
+    def loadtests(self) -> Path:
+        return self.root / "loadtests"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+
+def default_home() -> Home:
+    """`$DEPLOYER_HOME`, or the user's data folder for applications."""
+    override = os.environ.get("DEPLOYER_HOME")
+    if override:
+        return Home(Path(override).expanduser().resolve())
+    return Home(Path(platformdirs.user_data_dir("deployer", appauthor=False)))
