@@ -80,9 +80,7 @@ class RecipeError(DeployerError):
         )
 
     def as_json(self) -> dict[str, object]:
-        problems = [
-            {"line": p.line, "field": p.field, "message": p.message} for p in self.problems
-        ]
+        problems = [{"line": p.line, "field": p.field, "message": p.message} for p in self.problems]
         return {**super().as_json(), "problems": problems}
 
 

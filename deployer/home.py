@@ -1,12 +1,12 @@
 """Where deployer keeps what it makes: one folder, named by `DEPLOYER_HOME`.
 
-    store/       stage outputs, one folder per key
-    bundles/     finished bundles, NAME/DIGEST
-    toolchains/  isolated environments
-    servers/     state and logs of detached servers
-    loadtests/   load-test results, one folder a run
-    logs/        logs of builds
-    cache/       downloads; safe to delete
+store/       stage outputs, one folder per key
+bundles/     finished bundles, NAME/DIGEST
+toolchains/  isolated environments
+servers/     state and logs of detached servers
+loadtests/   load-test results, one folder a run
+logs/        logs of builds
+cache/       downloads; safe to delete
 """
 
 from __future__ import annotations

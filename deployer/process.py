@@ -176,7 +176,8 @@ def run(
             killer.cancel()
         child.stop(grace=2.0)
     if timeout and time.monotonic() - started >= timeout:
-        raise _failure(f"{_name(argv)} took longer than {timeout:.0f} s", argv, returncode, log_path)
+        message = f"{_name(argv)} took longer than {timeout:.0f} s"
+        raise _failure(message, argv, returncode, log_path)
     if check and returncode != 0:
         raise _failure(f"{_name(argv)} {_how(returncode)}", argv, returncode, log_path)
     return returncode

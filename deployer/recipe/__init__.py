@@ -1,0 +1,31 @@
+"""YAML -> frozen `Recipe`: `model` says what a recipe may hold, `reader` reads one."""
+
+from deployer.recipe.model import (
+    GGUF_SCHEMES,
+    Calibration,
+    LoadTest,
+    Quality,
+    Quantization,
+    Recipe,
+    Serve,
+    Slo,
+    Source,
+    Target,
+    json_schema,
+)
+from deployer.recipe.reader import read_recipe
+
+__all__ = [
+    "GGUF_SCHEMES",
+    "Calibration",
+    "LoadTest",
+    "Quality",
+    "Quantization",
+    "Recipe",
+    "Serve",
+    "Slo",
+    "Source",
+    "Target",
+    "json_schema",
+    "read_recipe",
+]
