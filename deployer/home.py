@@ -15,8 +15,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 
 @dataclass(frozen=True)
 class Home:
@@ -58,4 +56,6 @@ def default_home() -> Home:
     override = os.environ.get("DEPLOYER_HOME")
     if override:
         return Home(Path(override).expanduser().resolve())
+    import platformdirs  # only here: it is slow to import
+
     return Home(Path(platformdirs.user_data_dir("deployer", appauthor=False)))

@@ -83,6 +83,10 @@ class Store:
                 return found, True
             return self._build(stage, key, build), False
 
+    def touch(self, artifact: Artifact) -> None:
+        """Mark an artifact as the newest of its stage."""
+        os.utime(self.record_path(artifact.stage, artifact.key))
+
     def _build(self, stage: str, key: str, build: Build) -> Artifact:
         work = self._new_work_folder(stage, key)
         try:

@@ -13,7 +13,7 @@ from deployer.recipe.model import (
     Target,
     json_schema,
 )
-from deployer.recipe.reader import read_recipe
+from deployer.recipe.reader import override_recipe, read_recipe
 
 __all__ = [
     "GGUF_SCHEMES",
@@ -27,5 +27,6 @@ __all__ = [
     "Source",
     "Target",
     "json_schema",
+    "override_recipe",
     "read_recipe",
 ]

@@ -88,12 +88,28 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if document.problems:
         raise RecipeError(path, document.problems)
     _make_paths_absolute(document.data, path.resolve().parent)
+    return _finish(document, overrides, path)
+
+
+def override_recipe(recipe: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    """Apply `a.b=value` overrides to a recipe that was read before, as a manifest holds it."""
+    data = json.loads(json.dumps(recipe))
+    return _finish(_Document(data), overrides, "the bundle's recipe", files=("serve",))
+
+
+def _finish(
+    document: _Document,
+    overrides: Sequence[str],
+    name: Path | str,
+    files: Sequence[str] = ("source", "calibration", "quality", "serve"),
+) -> Recipe:
+    """Override, validate, and see that the files named in the sections `files` exist."""
     for override in overrides:
         _apply(document, override)
     recipe = _validate(document)
-    document.problems.extend(_missing_files(document))
+    document.problems.extend(_missing_files(document, files))
     if recipe is None or document.problems:
-        raise RecipeError(path, sorted(document.problems, key=lambda p: p.line or 0))
+        raise RecipeError(name, sorted(document.problems, key=lambda p: p.line or 0))
     return recipe
 
 
@@ -295,11 +311,11 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-def _missing_files(document: _Document) -> list[Problem]:
+def _missing_files(document: _Document, sections: Sequence[str]) -> list[Problem]:
     problems = []
     for at in PATH_FIELDS:
         section, name = at
-        values = document.data.get(section)
+        values = document.data.get(section) if section in sections else None
         value = values.get(name) if isinstance(values, dict) else None
         if not isinstance(value, str) or not value or "\x00" in value:
             continue

@@ -1,0 +1,54 @@
+# deployer: `make demo` shows it all, `make test` proves it. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEPLOYER := $(BIN)/deployer
+export DEPLOYER_HOME ?= $(CURDIR)/.deployer
+export UV_CACHE_DIR ?= $(DEPLOYER_HOME)/cache/uv
+DEMO := recipes/smollm2-q4_0.yaml
+
+.PHONY: help setup demo check test loadtest bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## make .venv with .venv/bin/deployer
+
+$(VENV)/.ready: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; \
+	set PYTHON=... to a Python 3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --editable '.[dev]'
+	$(BIN)/python -m compileall -q deployer
+	@touch $@
+
+demo: setup  ## build, serve and load-test a real model, then stop the server
+	@set -e; \
+	$(DEPLOYER) build $(DEMO); \
+	$(DEPLOYER) serve $(DEMO) --set serve.port=0 --detach --name demo; \
+	trap '$(DEPLOYER) stop demo' EXIT; \
+	$(DEPLOYER) loadtest --server demo
+
+check: setup  ## lint, types, import contracts and unit tests, in under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m "not integration"
+
+test: check  ## everything, real engines included
+	$(BIN)/pytest -m integration
+
+loadtest: setup  ## load-test the running server: ENDPOINT= PROFILE= USERS= DURATION=
+	@$(DEPLOYER) loadtest $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(PROFILE),--profile $(PROFILE)) \
+	$(if $(USERS),--users $(USERS)) $(if $(DURATION),--duration $(DURATION))
+
+bench: setup  ## measure deployer against the bare tools, side by side
+	$(BIN)/python tests/bench/bench.py
+
+clean:  ## delete .venv and all that was built
+	rm -rf $(VENV) $(DEPLOYER_HOME)

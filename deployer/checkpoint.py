@@ -1,0 +1,190 @@
+"""A checkpoint folder is checked here before any other program may open it.
+
+Only safetensors weights and JSON, text and tokenizer files are taken over. Headers are read with
+bounded memory; sizes, offsets, shard names and links are compared with what is really there.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from deployer.artifacts import Record
+from deployer.errors import SourceError
+
+INDEX = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000
+MAX_JSON = 64 * 1024 * 1024
+WEIGHTS = "*.safetensors"
+WANTED = (
+    WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*",
+    "USE_POLICY*", "README.md",
+)  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5")
+_DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+class CheckpointInfo(Record):
+    """What a checked checkpoint holds."""
+
+    architecture: str
+    parameters: int
+    bytes: int
+    shards: int
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """The files of a repository that a checkpoint consists of: top level only, no code."""
+    return sorted(
+        name
+        for name in names
+        if "/" not in name and any(PurePosixPath(name).match(pattern) for pattern in WANTED)
+    )
+
+
+def require_safetensors(names: Iterable[str], where: str) -> None:
+    """Raise SourceError unless there are safetensors weights; names what is there instead."""
+    names = list(names)
+    if any(PurePosixPath(name).suffix == ".safetensors" for name in wanted_files(names)):
+        return
+    pickles = [name for name in names if PurePosixPath(name).suffix in PICKLES]
+    if pickles:
+        raise SourceError(
+            f"{where} has its weights only as {pickles[0]}, a format that can run code when it "
+            "is loaded",
+            "Use a repository or revision with *.safetensors weights.",
+        )
+    raise SourceError(
+        f"{where} holds no *.safetensors weights", "Check the repository's name and revision."
+    )
+
+
+def check_checkpoint(folder: Path) -> CheckpointInfo:
+    """Check a checkpoint folder; raises SourceError naming the file and what is wrong with it."""
+    require_safetensors([p.name for p in folder.iterdir()], str(folder))
+    _refuse_escaping_links(folder)
+    architecture = _check_config(folder)
+    shards = _check_index(folder)
+    parameters = size = 0
+    for shard in shards:
+        size += (folder / shard).stat().st_size
+        parameters += _check_shard(folder / shard)
+    return CheckpointInfo(
+        architecture=architecture, parameters=parameters, bytes=size, shards=len(shards)
+    )
+
+
+def _refuse_escaping_links(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise SourceError(
+                f"{path} is a link to a file outside the checkpoint",
+                "Copy the file into the folder.",
+            )
+
+
+def _check_config(folder: Path) -> str:
+    config = _read_json(folder / "config.json")
+    if config.get("auto_map"):
+        raise SourceError(
+            f"{folder / 'config.json'} asks for the repository's own code (auto_map)",
+            "Such models are refused; use one whose architecture the libraries know.",
+        )
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise SourceError(f"{folder / 'config.json'} does not name its architecture")
+    return names[0]
+
+
+def _check_index(folder: Path) -> list[str]:
+    """The shard names, as the index has them where there is one, else the folder's."""
+    present = {path.name for path in folder.glob(WEIGHTS)}
+    if not (folder / INDEX).exists():
+        return sorted(present)
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{folder / INDEX} has no weight_map")
+    listed = {str(name) for name in weight_map.values()}
+    for name in sorted(listed):
+        if name != PurePosixPath(name).name or name in ("", ".", ".."):
+            raise SourceError(f"{folder / INDEX} names the file {name!r}, outside the checkpoint")
+        if name not in present:
+            raise SourceError(
+                f"{name} is missing from {folder}; {INDEX} lists it", "Fetch the checkpoint again."
+            )
+    return sorted(listed)
+
+
+def _check_shard(path: Path) -> int:
+    """Check one safetensors file; gives its number of weights."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise SourceError(f"{path} is cut off: {size} bytes")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(MAX_HEADER, size - 8):
+            raise SourceError(
+                f"{path} says its header has {length} bytes; the file has {size}",
+                "The file is damaged or cut off; fetch it again.",
+            )
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} has an unreadable header: {error}") from error
+    if not isinstance(header, dict):
+        raise SourceError(f"{path} has a header that is no table of tensors")
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    try:
+        spans = sorted(_span(entry) for entry in tensors.values())
+    except (KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{path} describes a tensor wrongly: {error}") from error
+    end = 0
+    for begin, stop, _ in spans:
+        if begin != end:
+            raise SourceError(f"{path} has overlapping or missing bytes at offset {begin}")
+        end = stop
+    if 8 + length + end != size:
+        raise SourceError(
+            f"{path} should have {8 + length + end} bytes and has {size}",
+            "The file is cut off or damaged; fetch it again.",
+        )
+    return sum(count for _, _, count in spans)
+
+
+def _span(entry: dict[str, Any]) -> tuple[int, int, int]:
+    """(first byte, byte after the last, number of weights) of a tensor's entry."""
+    begin, stop = entry["data_offsets"]
+    count = 1
+    for width in entry["shape"]:
+        if not isinstance(width, int) or width < 0:
+            raise ValueError(f"shape {entry['shape']}")
+        count *= width
+    bits = _DTYPE_BITS[entry["dtype"]]
+    if (stop - begin) * 8 != count * bits:
+        raise ValueError(f"{entry['dtype']} {entry['shape']} in {stop - begin} bytes")
+    return int(begin), int(stop), count
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise SourceError(f"{path} is larger than {MAX_JSON >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{path.name} is missing from {path.parent}", "Fetch the checkpoint again."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SourceError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,167 @@
+"""Servers that run: list them, read their logs, stop them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from deployer.errors import ServerError, UsageError
+from deployer.home import Home
+from deployer.progress import SILENT, Progress
+from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
+
+POLL_SECONDS = 0.05
+FOLLOW_SECONDS = 0.2
+MARGIN = 15.0
+"""Seconds beyond the drain timeout before a supervisor is taken for hung."""
+_BLOCK = 65536
+
+
+def status(home: Home, name: str | None = None) -> list[ServerRecord]:
+    """Every server that runs, failed or was lost, by name; with `name` that one alone.
+
+    A server that was stopped is not listed. Raises UsageError where `name` is none.
+    """
+    if name is not None:
+        return [_known(home, name)]
+    names = sorted(p.name for p in home.servers.iterdir()) if home.servers.is_dir() else []
+    records = [ServerFolder(home.servers / name).current() for name in names]
+    return [record for record in records if record and record.state != "stopped"]
+
+
+def stop(home: Home, name: str, progress: Progress = SILENT) -> ServerRecord:
+    """Drain and stop a server and give its last record, `state` "stopped".
+
+    A supervisor that does not end in time is killed, and its engine with it. A failed or lost
+    server is cleared from the list. Raises UsageError where there is no such server, ServerError
+    where it cannot be stopped.
+    """
+    folder = ServerFolder.of(home, name)
+    record = _known(home, name)
+    if record.state == "stopped":
+        raise _unknown(home, name)
+    if record.state in ALIVE:
+        with progress.step(f"Stopping {name}"):
+            _terminate(record)
+    _kill(record)
+    last = folder.read() or record
+    stopped = last.model_copy(update={"state": "stopped", "engine_pid": None, "ready_at": None})
+    folder.write(stopped)
+    return stopped
+
+
+def _terminate(record: ServerRecord) -> None:
+    """SIGTERM the supervisor and wait for it to drain."""
+    deadline = time.monotonic() + record.drain_timeout + MARGIN
+    _signal(record, signal.SIGTERM)
+    while record.supervised and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+
+
+def _signal(record: ServerRecord, number: signal.Signals) -> None:
+    """Signal the supervisor if it is still the process that the record means."""
+    if not record.supervised:
+        return
+    try:
+        os.kill(record.supervisor_pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise ServerError(
+            f"{record.name} belongs to another user", "Stop it as the user who started it."
+        ) from error
+
+
+def _kill(record: ServerRecord) -> None:
+    """Kill what is left: the supervisor, and the engine where the kernel has not done it."""
+    _signal(record, signal.SIGKILL)
+    deadline = time.monotonic() + 2.0
+    while (record.supervised or record.engine_runs) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    if record.engine_pid is not None and record.engine_runs:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(record.engine_pid, signal.SIGKILL)
+
+
+def logs(home: Home, name: str, lines: int = 50, follow: bool = False) -> Iterator[str]:
+    """The last `lines` lines of a server's log, without line ends; `follow` goes on for good.
+
+    Following ends once the server has. Raises UsageError where there is no such server.
+    """
+    _known(home, name)
+    return _read_lines(ServerFolder.of(home, name), lines, follow)
+
+
+def _read_lines(folder: ServerFolder, lines: int, follow: bool) -> Iterator[str]:
+    path = folder.engine_log
+    position = _start_of_tail(path, lines)
+    rest = b""
+    while True:
+        record = folder.current()
+        ended = record is None or record.state not in ALIVE
+        chunk, position = _read_from(path, position)
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+        if not chunk and (ended or not follow):
+            break
+        if not chunk:
+            time.sleep(FOLLOW_SECONDS)
+    if rest:
+        yield rest.decode("utf-8", "replace")
+
+
+def _read_from(path: Path, position: int) -> tuple[bytes, int]:
+    """At most one block from `position`, and the position behind it."""
+    try:
+        with path.open("rb") as log:
+            if log.seek(0, os.SEEK_END) < position:
+                position = 0  # a new log under the old name
+            log.seek(position)
+            chunk = log.read(_BLOCK)
+    except OSError:
+        return b"", position
+    return chunk, position + len(chunk)
+
+
+def _start_of_tail(path: Path, lines: int) -> int:
+    """Where the last `lines` lines of a file start; reads blocks from its end, however large."""
+    if lines <= 0:
+        return path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("rb") as log:
+            position = log.seek(0, os.SEEK_END)
+            starts: deque[int] = deque(maxlen=1)
+            missing = lines + 1  # the last line ends with a line end of its own
+            while position > 0 and missing > 0:
+                size = min(_BLOCK, position)
+                position -= size
+                log.seek(position)
+                block = log.read(size)
+                at = len(block)
+                while missing > 0 and (at := block.rfind(b"\n", 0, at)) >= 0:
+                    missing -= 1
+                    starts.append(position + at + 1)
+            return starts[0] if missing == 0 else 0
+    except OSError:
+        return 0
+
+
+def _known(home: Home, name: str) -> ServerRecord:
+    record = ServerFolder.of(home, name).current()
+    if record is None:
+        raise _unknown(home, name)
+    return record
+
+
+def _unknown(home: Home, name: str) -> UsageError:
+    running = [record.name for record in status(home)]
+    hint = (
+        f"There are: {', '.join(running)}." if running else "No server runs; see `deployer serve`."
+    )
+    return UsageError(f"there is no server named {name}", hint)

@@ -1,0 +1,67 @@
+"""What every stage is given: where things lie, whom to tell, and the toolchains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deployer import process
+from deployer.command import Command
+from deployer.home import Home
+from deployer.progress import Progress, Step
+from deployer.toolchains.provision import Toolchain, ensure
+from deployer.toolchains.worker import run_worker, worker_environment
+
+
+@dataclass
+class StageContext:
+    """One build's surroundings. `logs` is the build's own log folder.
+
+    `toolchains` collects the ones that were entered, for the manifest.
+    """
+
+    home: Home
+    progress: Progress
+    logs: Path
+    toolchains: dict[str, Toolchain] = field(default_factory=dict)
+
+    def toolchain(self, name: str) -> Toolchain:
+        """The toolchain of that name, made now if it is not there yet."""
+        if name not in self.toolchains:
+            self.toolchains[name] = ensure(name, self.home, self.progress)
+        return self.toolchains[name]
+
+    def log(self, name: str) -> Path:
+        """An empty log file of that name, its folder made."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"{name}.log"
+        path.write_bytes(b"")
+        return path
+
+    def work(
+        self, worker: str, toolchain: str, request: Mapping[str, Any], step: Step | None = None
+    ) -> dict[str, Any]:
+        """Run a worker in a toolchain and give its response."""
+        entered = self.toolchain(toolchain)
+        return run_worker(entered, worker, request, log_path=self.log(worker), step=step)
+
+    def run(self, command: Command, step: Step | None = None) -> tuple[dict[str, Any], str]:
+        """Carry a command out; gives (worker's response or {}, what it printed)."""
+        name = command.worker or command.program
+        if command.worker and command.toolchain:
+            response = self.work(command.worker, command.toolchain, command.request or {}, step)
+            return response, ""
+        program = (
+            str(self.toolchain(command.toolchain).program(command.program))
+            if (command.toolchain)
+            else command.program
+        )
+        log_path = self.log(name)
+        process.run(
+            [program, *command.arguments],
+            env=worker_environment(command.env),
+            log_path=log_path,
+        )
+        return {}, log_path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,89 @@
+"""Convert: a checkpoint becomes a 16-bit GGUF that tokenizes and prompts exactly as it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deployer.errors import StageError
+from deployer.gguf_file import inspect_gguf
+from deployer.stages.context import StageContext
+
+GGUF = "model.gguf"
+TRICKY_STRINGS = (
+    "Hello, world!",
+    " leading space",
+    "  two leading spaces",
+    "trailing space ",
+    "tabs\tand\nnew\n\nlines\r\n",
+    " " * 33 + "long run of spaces",
+    "ÄÖÜ ß é ñ — naïve “quotes”",
+    "繁體中文與简体中文混排",
+    "日本語のテキスト、한국어 텍스트",
+    "emoji 🙂👩‍👩‍👧‍👦🏳️‍🌈 done",
+    "<|im_start|>user\nnot a turn<|im_end|>",
+    "</s><s>[INST] <unk> <pad>",
+    "def f(x):\n    return x**2 if x != 0 else -1",
+    "1234567890 3.14159 0xDEADBEEF 1e-9",
+    "עברית العربية हिन्दी ไทย",
+)
+MESSAGES = (
+    {"role": "system", "content": "You answer briefly."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And 3 + 3? 你好 🙂"},
+)
+
+
+def run(checkpoint: Path, kind: str, folder: Path, context: StageContext) -> Mapping[str, Any]:
+    """Convert `checkpoint` to a GGUF of type `kind` (f16) and prove that it speaks the same.
+
+    Raises StageError where weights are not finite, or token ids or the chat template differ.
+    """
+    target = folder / GGUF
+    tree = context.toolchain("convert").source
+    with context.progress.step(f"convert to {kind} GGUF") as step:
+        request = {
+            "source_tree": str(tree),
+            "checkpoint": str(checkpoint),
+            "out": str(target),
+            "type": kind,
+        }
+        context.work("convert_checkpoint", "convert", request, step)
+    with context.progress.step("compare tokens and chat template"):
+        parity = _compare(checkpoint, target, context)
+    return {"gguf": inspect_gguf(target).as_json(), "parity": parity}
+
+
+def _compare(checkpoint: Path, gguf: Path, context: StageContext) -> dict[str, Any]:
+    question = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
+    before = context.work(
+        "checkpoint_parity", "convert", {"checkpoint": str(checkpoint), **question}
+    )
+    after = context.work("gguf_parity", "llama-cpp", {"gguf": str(gguf), **question})
+    problems = differences(before, after)
+    if problems:
+        raise StageError(
+            f"the converted model does not tokenize like its checkpoint: {problems[0]}"
+            + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""),
+            "The converter does not know this tokenizer well; serving it would change answers.",
+        )
+    return {"strings": len(TRICKY_STRINGS), "chat_template": before.get("rendered") is not None}
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two parity reports, in words; [] where they agree."""
+    pairs = zip(TRICKY_STRINGS, before["ids"], after["ids"], strict=True)
+    problems = [
+        f"{text!r} gives the ids {_some(ours)} before and {_some(theirs)} after"
+        for text, ours, theirs in pairs
+        if ours != theirs
+    ]
+    if before.get("rendered") != after.get("rendered"):
+        problems.append("the chat template renders the same conversation differently")
+    return problems
+
+
+def _some(ids: list[int]) -> str:
+    return str(ids[:8]).replace("]", ", …]") if len(ids) > 8 else str(ids)

@@ -1,0 +1,92 @@
+"""Evaluate: the perplexity of a short text, forced through the engine token by token.
+
+The gate compares it with the 16-bit model's on the same token ids, so that a garbage model can
+never become a bundle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deployer.errors import QualityGateError, StageError
+from deployer.recipe import Quality
+from deployer.stages.context import StageContext
+
+SCORES = "scores.json"
+METHOD = "teacher-forced through the llama.cpp server: BOS, then every token scored"
+
+
+def run(
+    gguf: Path, text: Path, tokens: int, title: str, folder: Path, context: StageContext
+) -> Mapping[str, Any]:
+    """Score `tokens` tokens of `text` with the model `gguf`; keeps every token's value."""
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StageError(f"{text} is not UTF-8 text", "Save it as UTF-8.") from error
+    request = {"gguf": str(gguf), "text": content, "tokens": tokens}
+    context.toolchain("llama-cpp")
+    with context.progress.step(title) as step:
+        scores = context.work("score_llama_cpp", "llama-cpp", request, step)
+    if scores["tokens"] < tokens:
+        raise StageError(
+            f"the evaluation text has {scores['tokens']} tokens; the recipe scores {tokens}",
+            "Give a longer quality.text, or lower quality.tokens.",
+        )
+    return scores
+
+
+def compare(
+    scores: Mapping[str, Any], baseline: Mapping[str, Any] | None, text_name: str
+) -> dict[str, Any]:
+    """The quality record of a model: perplexity and, with a 16-bit baseline, ratio and top-1.
+
+    `top1_agreement` is the share of positions where both models' likeliest token is the same.
+    Raises StageError where the two were not scored on the same token ids.
+    """
+    quality: dict[str, Any] = {
+        "perplexity": {"value": round(float(scores["perplexity"]), 4)},
+        "corpus": text_name,
+        "window": scores["tokens"],
+        "tokens": scores["tokens"],
+        "method": METHOD,
+        "ids_sha256": scores["ids_sha256"],
+        "engine": scores["engine_version"],
+        "sample": scores["sample"],
+    }
+    if baseline is None:
+        return quality
+    if baseline["ids_sha256"] != scores["ids_sha256"]:
+        raise StageError("the two models tokenize the evaluation text differently")
+    same = sum(a == b for a, b in zip(baseline["top1"], scores["top1"], strict=True))
+    ratio = math.exp(math.log(scores["perplexity"]) - math.log(baseline["perplexity"]))
+    return {
+        **quality,
+        "baseline_perplexity": round(float(baseline["perplexity"]), 4),
+        "perplexity_ratio": {"value": round(ratio, 4)},
+        "top1_agreement": round(same / len(scores["top1"]), 4),
+    }
+
+
+def gate(measured: dict[str, Any], limits: Quality) -> None:
+    """Raise QualityGateError, with the numbers, unless every limit of the recipe holds."""
+    perplexity = measured["perplexity"]["value"]
+    ratio = measured.get("perplexity_ratio", {}).get("value")
+    missed = []
+    if not perplexity <= limits.max_perplexity:
+        missed.append(f"perplexity {perplexity:.2f} is over {limits.max_perplexity:g}")
+    if ratio is not None and not ratio <= limits.max_perplexity_ratio:
+        missed.append(
+            f"perplexity is {ratio:.3f} times the 16-bit model's "
+            f"({measured['baseline_perplexity']:.2f}), over {limits.max_perplexity_ratio:g}"
+        )
+    if missed:
+        raise QualityGateError(
+            f"the model is not good enough, no bundle was made: {'; '.join(missed)}. "
+            f"It says: {measured['sample'][:80]!r}",
+            "Choose a scheme with more bits, or raise the limit in quality: if that is acceptable.",
+            measured=measured,
+        )

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Renew the locks: deployer/toolchains/locks/renew.sh [LOCK ...]   (for example: renew.sh convert)
+# Versions named in a *.in file stay; all others move to the newest. Needs `uv` on PATH. For
+# `convert`, the CPU wheel of torch must be offered in a folder named by PIP_FIND_LINKS, or
+# TORCH_BACKEND=cpu be set where the PyTorch wheel index is in reach.
+set -eu
+cd "$(dirname "$0")"
+compile() {
+    name=$1; shift
+    uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --no-header \
+        --no-annotate --no-emit-index-url --no-emit-find-links "$@" "$name.in" -o "$name.txt"
+}
+[ $# -gt 0 ] || set -- llama-cpp convert llama-cpp-native llama-cpp-python source
+for lock in "$@"; do
+    case $lock in
+        convert) compile convert --python-platform x86_64-manylinux_2_28 --override overrides.in \
+            ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
+            ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} ;;
+        source) compile source --universal --no-deps --no-binary llama-cpp-python ;;
+        *) compile "$lock" --universal ;;
+    esac
+done

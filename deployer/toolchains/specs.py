@@ -1,0 +1,199 @@
+"""What each toolchain is made of; pure data, nothing here touches the machine.
+
+A toolchain's key covers all that decides what an installation holds: the lock file's bytes, the
+source release, the build settings, the Python version, and the processor where code is compiled
+for it. Another key is another folder, so an old installation is never changed in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from deployer.errors import ToolchainError
+
+SPEC_VERSION = 1
+LOCKS = Path(__file__).parent / "locks"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What of a machine decides whether and how a toolchain can be made on it.
+
+    `python` is the running interpreter's version, for example "3.11"; `cpu` is a digest of what
+    the processor can do, since native builds use all of it.
+    """
+
+    system: str
+    machine: str
+    python: str
+    cpu: str = ""
+
+
+@dataclass(frozen=True)
+class SourceRelease:
+    """A pinned source archive of the package index; its hash stands in its own lock file."""
+
+    package: str
+    version: str
+    lock: str
+
+    @property
+    def archive(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}.tar.gz"
+
+    @property
+    def folder(self) -> str:
+        """The one folder the archive holds."""
+        return self.archive.removesuffix(".tar.gz")
+
+    @cached_property
+    def sha256(self) -> str:
+        text = (LOCKS / self.lock).read_text(encoding="utf-8")
+        return text.split("--hash=sha256:", 1)[1].split()[0]
+
+
+LLAMA_CPP_SOURCE = SourceRelease("llama-cpp-python", "0.3.36", "source.txt")
+LLAMA_CPP_TREE = "vendor/llama.cpp"
+CONVERTER_PARTS = ("conversion", "gguf-py", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
+CMAKE_SETTINGS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DGGML_NATIVE=ON",
+    "-DGGML_CCACHE=OFF",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+)
+CMAKE_TARGETS = (
+    "llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity", "llama-bench",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ToolchainSpec:
+    """One toolchain.
+
+    `imports` and `programs` are the health check. `versions` are the distributions whose versions
+    are recorded. `source_parts` are the paths of the llama.cpp tree that are kept in the
+    installation. `python` and `platform` are set where the lock covers only one. `needs_mb` is
+    the disk space an installation takes, with what is downloaded for it.
+    """
+
+    name: str
+    purpose: str
+    lock: str
+    imports: tuple[str, ...]
+    versions: tuple[str, ...]
+    needs_mb: int
+    programs: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    source: SourceRelease | None = None
+    source_parts: tuple[str, ...] = ()
+    cmake: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    binds_native: bool = False
+    python: str | None = None
+    platform: tuple[str, str] | None = None
+    env: dict[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def lock_path(self) -> Path:
+        return LOCKS / self.lock
+
+    @property
+    def compiles(self) -> bool:
+        """Whether making it needs a C++ compiler (what it requires is not counted)."""
+        return bool(self.targets)
+
+    def python_for(self, host: Host) -> str:
+        return self.python or host.python
+
+    def check_host(self, host: Host) -> None:
+        """Raise ToolchainError where the lock does not cover this machine."""
+        if self.platform and self.platform != (host.system, host.machine):
+            covered, here = " ".join(self.platform), f"{host.system} {host.machine}"
+            raise ToolchainError(
+                f"the {self.name} toolchain is locked for {covered}; this machine is {here}",
+                "Build the bundle on a machine it covers and copy it; serving needs less.",
+            )
+
+    def key(self, host: Host) -> str:
+        """The digest an installation on `host` is named after, 64 hexadecimal digits."""
+        facts = {
+            "spec_version": SPEC_VERSION,
+            "name": self.name,
+            "lock": hashlib.sha256(self.lock_path.read_bytes()).hexdigest(),
+            "source": self.source.sha256 if self.source else None,
+            "source_parts": self.source_parts,
+            "cmake": self.cmake,
+            "targets": self.targets,
+            "python": self.python_for(host),
+            "machine": [host.system, host.machine],
+            "cpu": host.cpu if self.compiles else None,
+            "requires": [SPECS[name].key(host) for name in self.requires],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+SPECS: dict[str, ToolchainSpec] = {
+    spec.name: spec
+    for spec in (
+        ToolchainSpec(
+            name="llama-cpp",
+            purpose="llama.cpp's native server from a prebuilt wheel; scoring, q4_0 and q8_0",
+            lock="llama-cpp.txt",
+            imports=("xllamacpp", "gguf", "numpy"),
+            versions=("xllamacpp", "gguf", "numpy"),
+            needs_mb=300,
+        ),
+        ToolchainSpec(
+            name="convert",
+            purpose="read, dequantize and convert checkpoints (CPU torch, transformers)",
+            lock="convert.txt",
+            imports=("torch", "transformers", "accelerate", "gguf", "safetensors.torch"),
+            versions=("torch", "transformers", "gguf", "safetensors"),
+            needs_mb=2500,
+            source=LLAMA_CPP_SOURCE,
+            source_parts=CONVERTER_PARTS,
+            python="3.11",
+            platform=("Linux", "x86_64"),
+        ),
+        ToolchainSpec(
+            name="llama-cpp-native",
+            purpose="llama.cpp's own programs, compiled here for this processor",
+            lock="llama-cpp-native.txt",
+            imports=(),
+            versions=("cmake", "ninja"),
+            needs_mb=1500,
+            programs=CMAKE_TARGETS,
+            source=LLAMA_CPP_SOURCE,
+            cmake=CMAKE_SETTINGS,
+            targets=(*CMAKE_TARGETS, "mtmd"),
+        ),
+        ToolchainSpec(
+            name="llama-cpp-python",
+            purpose="llama-cpp-python's own server, over the compiled library",
+            lock="llama-cpp-python.txt",
+            imports=("llama_cpp", "llama_cpp.server.app"),
+            versions=("llama-cpp-python",),
+            needs_mb=300,
+            requires=("llama-cpp-native",),
+            source=LLAMA_CPP_SOURCE,
+            binds_native=True,
+        ),
+    )
+}
+
+
+def spec_named(name: str) -> ToolchainSpec:
+    """The spec of that name; raises ToolchainError that lists the names there are."""
+    if name not in SPECS:
+        raise ToolchainError(f"there is no toolchain {name!r}", f"There are: {', '.join(SPECS)}.")
+    return SPECS[name]

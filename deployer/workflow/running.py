@@ -1,0 +1,173 @@
+"""Serve a bundle and load-test a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployer import report, serving
+from deployer import loadtest as loadtests
+from deployer.artifacts import Bundle
+from deployer.errors import LoadTestError, UsageError
+from deployer.home import Home
+from deployer.progress import Progress
+from deployer.recipe import LoadTest, Recipe, override_recipe
+from deployer.results import LoadTestResult
+from deployer.serving import ServerRecord
+from deployer.workflow.building import build
+from deployer.workflow.bundles import find_bundle
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+_NO_MODEL = {"version": 1, "name": "endpoint", "source": {"package": "none==0"},
+             "quantization": {"method": "none"}}  # fmt: skip
+"""Stands for the recipe of a server that is not ours; only its loadtest section is used."""
+
+
+def serve(
+    what: str | None,
+    overrides: Sequence[str],
+    home: Home,
+    progress: Progress,
+    *,
+    name: str | None = None,
+    detach: bool = False,
+    on_ready: Callable[[ServerRecord], None] | None = None,
+) -> ServerRecord:
+    """Serve the newest bundle, a bundle by folder or name, or a recipe that is built first.
+
+    Overrides change a recipe before it is built; of a bundle they change `serve.*` alone.
+    """
+    if what is not None and Path(what).suffix in RECIPE_SUFFIXES:
+        bundle = build(Path(what), overrides, home, progress).bundle
+        recipe = _sealed_recipe(bundle, ())
+    else:
+        bundle = find_bundle(what, home)
+        recipe = _sealed_recipe(bundle, overrides)
+    return serving.start(
+        bundle,
+        recipe.serve,
+        home,
+        progress,
+        name=name,
+        device=recipe.target.device,
+        detach=detach,
+        on_ready=on_ready,
+    )
+
+
+def _sealed_recipe(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
+    """The recipe in a bundle's manifest, with `serve.*` overrides."""
+    for override in overrides:
+        if not override.startswith("serve."):
+            raise UsageError(
+                f"--set {override} would need another bundle",
+                "Only serve.* can be changed when a bundle is served; name a recipe to rebuild.",
+            )
+    return override_recipe(bundle.manifest.recipe, overrides)
+
+
+def only_server(home: Home) -> ServerRecord:
+    """The server that runs, where exactly one does; raises UsageError else."""
+    records = [r for r in serving.status(home) if r.state in serving.ALIVE]
+    if len(records) == 1:
+        return records[0]
+    if not records:
+        raise UsageError("no server runs", "Start one: deployer serve --detach")
+    names = ", ".join(record.name for record in records)
+    raise UsageError(f"{len(records)} servers run: {names}", "Name one of them.")
+
+
+@dataclass(frozen=True)
+class LoadTestOutcome:
+    """A stored load test: its result and where the files lie."""
+
+    result: LoadTestResult
+    folder: Path
+
+    @property
+    def exit_code(self) -> int:
+        return loadtests.exit_code(self.result)
+
+    @property
+    def table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """(columns, rows) for the terminal."""
+        return report.table(self.result)
+
+    def describe(self) -> list[str]:
+        """What stands below the table."""
+        gates = [
+            f"{'met' if gate.passed else 'MISSED'}: {gate.expression} (measured {gate.value})"
+            for gate in self.result.gates
+        ]
+        return [*gates, f"Report: {self.folder / 'report.html'}"]
+
+
+def loadtest(
+    endpoint: str | None,
+    server: str | None,
+    overrides: Sequence[str],
+    home: Home,
+    progress: Progress,
+    *,
+    api_key_file: Path | None = None,
+) -> LoadTestOutcome:
+    """Load-test one of our servers, or any endpoint; `overrides` are of `loadtest.*`."""
+    for override in overrides:
+        if not override.startswith("loadtest."):
+            raise UsageError(f"--set {override} is no field of the load test")
+    if endpoint and server:
+        raise UsageError("give --endpoint or --server, not both")
+    if endpoint:
+        workload = override_recipe(_NO_MODEL, overrides).loadtest
+        return _measure(endpoint, workload, home, progress, _key(api_key_file), {})
+    record = serving.status(home, server)[0] if server else only_server(home)
+    if record.state != "ready":
+        raise LoadTestError(
+            f"{record.name} is {record.state}, not ready", f"Look: deployer logs {record.name}"
+        )
+    bundle = find_bundle(record.bundle, home)
+    recipe = override_recipe(bundle.manifest.recipe, overrides)
+    key_file = api_key_file or (recipe.serve.api_key_file and Path(recipe.serve.api_key_file))
+    known = _known(bundle, record)
+    return _measure(record.endpoint, recipe.loadtest, home, progress, _key(key_file), known)
+
+
+def _measure(
+    endpoint: str,
+    workload: LoadTest,
+    home: Home,
+    progress: Progress,
+    key: str | None,
+    known: dict[str, Any],
+) -> LoadTestOutcome:
+    result = loadtests.run(
+        endpoint, workload, home.loadtests, progress, key, known, pages=report.PAGES
+    )
+    return LoadTestOutcome(result, loadtests.folder_of(home.loadtests, result))
+
+
+def _key(path: Path | None | str) -> str | None:
+    """The first line of a key file."""
+    if not path:
+        return None
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read the API key file {path}: {error.strerror}") from error
+    return text.strip().partition("\n")[0].strip() or None
+
+
+def _known(bundle: Bundle, record: ServerRecord) -> dict[str, Any]:
+    """What the result document tells of one of our servers."""
+    manifest = bundle.manifest
+    return {
+        "engine": manifest.engine,
+        "server": record.server,
+        "version": manifest.tools.get("xllamacpp" if record.server == "xllamacpp" else "", ""),
+        "quantization": manifest.quantization.get("scheme") or "none",
+        "bits_per_weight": manifest.bits_per_weight,
+        "bundle": manifest.name,
+        "bundle_digest": manifest.digest,
+    }

@@ -1,0 +1,57 @@
+"""What a run is told: the JSON file that `DEPLOYER_LOADTEST` names, or these defaults.
+
+`deployer loadtest` writes the file. By hand, with Locust's web page:
+
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8080
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One stage of one load test. Seconds and tokens; `folder` None keeps no raw samples."""
+
+    run_id: str = "by-hand"
+    folder: str | None = None
+    endpoint: str = "http://127.0.0.1:8080"
+    model: str = ""
+    profile: str = "concurrent"
+    requests: int = 0
+    """Measured requests of each user after one warm-up request; 0: until the time is over."""
+    warmup_s: float = 0.0
+    duration_s: float = 0.0
+    """Measured seconds after the warm-up; 0: until Locust is stopped."""
+    prompt_words: int = 16
+    output_tokens: int = 64
+    ignore_eos: bool = False
+    temperature: float = 0.7
+    seed: int = 1
+    timeout_s: float = 120.0
+    """Longest silence on a connection: above the slowest prefill."""
+    connect_timeout_s: float = 10.0
+    pause_s: float = 0.25
+    """Rest after a failed request, so that a refusing server is not flooded."""
+
+
+def read() -> Settings:
+    """The settings of this process; unknown keys are refused with TypeError."""
+    path = os.environ.get("DEPLOYER_LOADTEST")
+    return Settings(**json.loads(Path(path).read_text("utf-8"))) if path else Settings()
+
+
+def api_key() -> str | None:
+    """The key from DEPLOYER_API_KEY, or the first line of the file DEPLOYER_API_KEY_FILE."""
+    key = os.environ.get("DEPLOYER_API_KEY")
+    path = os.environ.get("DEPLOYER_API_KEY_FILE")
+    if not key and path:
+        key = Path(path).read_text("utf-8").strip().partition("\n")[0].strip()
+    return key or None
+
+
+NAMES = tuple(field.name for field in fields(Settings))
