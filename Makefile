@@ -29,7 +29,7 @@ $(VENV)/.ready: pyproject.toml
 demo: setup  ## build, serve and load-test a real model, then stop the server
 	@set -e; \
 	$(DEPLOYER) build $(DEMO); \
-	$(DEPLOYER) serve $(DEMO) --set serve.port=0 --detach --name demo; \
+	$(DEPLOYER) serve smollm2-q4_0 --set serve.port=0 --detach --name demo; \
 	trap '$(DEPLOYER) stop demo' EXIT; \
 	$(DEPLOYER) loadtest --server demo
 

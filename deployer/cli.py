@@ -393,8 +393,7 @@ def _explain(error: DeployerError, as_json: bool) -> int:
     if as_json:
         emit({"error": error.as_json()})
         return error.exit_code
-    red = {"fg": "red", "bold": True}
-    click.echo(click.style("error: ", **red) + error.message, err=True)
+    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
     tail = getattr(error, "tail", "")
     if tail:
         click.echo("\n".join(f"  | {line}" for line in tail.splitlines()[-8:]), err=True)

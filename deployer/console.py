@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deployer.progress import Step
 from deployer.progress import Progress as ProgressProtocol
+from deployer.progress import Step
 
 PLAIN_SECONDS = 15.0
 """Without a terminal, how often a long step says where it is."""

@@ -50,6 +50,12 @@ class ResolvedSource:
     size_bytes: int | None = None
     toolchains: tuple[str, ...] = ()
 
+    @property
+    def model_name(self) -> str:
+        """What the model is called in the converted file: the same on every machine."""
+        named = self.identity.get("repository") or self.identity.get("package")
+        return named.split("==")[0] if named else "model"
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -146,12 +152,33 @@ def _check(recipe: Recipe, source: ResolvedSource, machine: Machine) -> None:
             "the source is quantized already; quantizing it again would add one error to another",
             "Set quantization.method: none to serve it as it is, or start from 16-bit weights.",
         )
-    if source.size_bytes and source.size_bytes > machine.memory_bytes:
+    _check_memory(recipe, source, machine)
+
+
+def _check_memory(recipe: Recipe, source: ResolvedSource, machine: Machine) -> None:
+    """Refuse weights that the machine cannot hold; the KV cache is checked when it serves."""
+    if source.size_bytes is None:
+        return
+    scheme = recipe.quantization.scheme
+    bits = 16.0 if scheme is None or source.quantized else nominal_bits(scheme)
+    needed = source.size_bytes * (bits / 16 if not source.quantized else 1)
+    if needed > machine.memory_bytes:
         raise PlanError(
-            f"the source has {source.size_bytes / 1e9:.1f} GB of weights, and this machine has "
-            f"{machine.memory_bytes / 1e9:.1f} GB of memory",
-            "Build it on a larger machine and copy the bundle.",
+            f"{source.size_bytes / 1e9:.1f} GB of weights at about {bits:g} of 16 bits take "
+            f"{needed / 1e9:.1f} GB, and this machine has {machine.memory_bytes / 1e9:.1f} GB of "
+            "memory",
+            "Choose a scheme with fewer bits, or build on a larger machine and copy the bundle.",
         )
+
+
+def nominal_bits(scheme: str) -> float:
+    """About how many bits a weight takes in a llama.cpp type: its digit, and half a bit of scale.
+
+    For estimates before a build only; a bundle has its measured bits per weight.
+    """
+    digits = "".join(character for character in scheme.split("_")[0] if character.isdigit())
+    width = float(digits or 16)
+    return width if width >= 16 else width + 0.5
 
 
 class _Planner:
@@ -195,13 +222,13 @@ class _Planner:
             settings={"kind": source.kind, **source.identity},
         )
 
-    def convert(self, fetch: PlannedStage) -> PlannedStage:
+    def convert(self, fetch: PlannedStage, source: ResolvedSource) -> PlannedStage:
         return self.add(
             "convert",
-            f"convert to a {CONVERSION_TYPE} GGUF; compare tokens and chat template",
+            f"convert to an {CONVERSION_TYPE} GGUF; compare tokens and chat template",
             (fetch,),
             ("convert", "llama-cpp"),
-            {"type": CONVERSION_TYPE},
+            {"type": CONVERSION_TYPE, "name": source.model_name},
         )
 
     def quantize(self, source: PlannedStage, texts: Texts) -> PlannedStage:

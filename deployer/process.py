@@ -23,6 +23,7 @@ from typing import IO
 from deployer.errors import CommandError
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _HOSTILE = frozenset(
     {
         "PYTHONPATH",
@@ -103,8 +104,8 @@ class Child:
 
 
 def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if _LIBC:  # loaded beforehand: between fork and exec as little as possible may run
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def spawn(

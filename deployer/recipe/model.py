@@ -48,8 +48,8 @@ class Source(Section):
     revision: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=200)] = (
         Field(
             None,
-            description="Commit, tag or branch of the repository. A 40-digit commit is fetched as it "
-            "is; anything else is resolved to a commit first, and the commit is recorded.",
+            description="Commit, tag or branch of the repository. A 40-digit commit is fetched as "
+            "it is; anything else is resolved to a commit first, and the commit is recorded.",
         )
     )
     path: Text | None = Field(

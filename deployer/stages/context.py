@@ -9,6 +9,7 @@ from typing import Any
 
 from deployer import process
 from deployer.command import Command
+from deployer.errors import StageError
 from deployer.home import Home
 from deployer.progress import Progress, Step
 from deployer.toolchains.provision import Toolchain, ensure
@@ -46,6 +47,20 @@ class StageContext:
         """Run a worker in a toolchain and give its response."""
         entered = self.toolchain(toolchain)
         return run_worker(entered, worker, request, log_path=self.log(worker), step=step)
+
+    def require_finite(self, weights: Path) -> None:
+        """Raise StageError, naming the tensor, where a weight is NaN or infinite.
+
+        `weights` is a GGUF file or a folder of safetensors files.
+        """
+        with self.progress.step("look for NaN and Inf") as step:
+            found = self.work("scan_weights", "llama-cpp", {"path": str(weights)}, step)
+        if found["tensor"]:
+            raise StageError(
+                f"the tensor {found['tensor']} of {found['file']} holds values that are no finite "
+                "numbers",
+                "The weights are damaged, or too large for 16 bits; use another source.",
+            )
 
     def run(self, command: Command, step: Step | None = None) -> tuple[dict[str, Any], str]:
         """Carry a command out; gives (worker's response or {}, what it printed)."""

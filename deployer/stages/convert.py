@@ -36,11 +36,16 @@ MESSAGES = (
 )
 
 
-def run(checkpoint: Path, kind: str, folder: Path, context: StageContext) -> Mapping[str, Any]:
+def run(
+    checkpoint: Path, kind: str, name: str, folder: Path, context: StageContext
+) -> Mapping[str, Any]:
     """Convert `checkpoint` to a GGUF of type `kind` (f16) and prove that it speaks the same.
+
+    `name` is written into the file as the model's name.
 
     Raises StageError where weights are not finite, or token ids or the chat template differ.
     """
+    context.require_finite(checkpoint)
     target = folder / GGUF
     tree = context.toolchain("convert").source
     with context.progress.step(f"convert to {kind} GGUF") as step:
@@ -49,6 +54,7 @@ def run(checkpoint: Path, kind: str, folder: Path, context: StageContext) -> Map
             "checkpoint": str(checkpoint),
             "out": str(target),
             "type": kind,
+            "name": name,
         }
         context.work("convert_checkpoint", "convert", request, step)
     with context.progress.step("compare tokens and chat template"):

@@ -15,7 +15,6 @@ from deployer.errors import QualityGateError, StageError
 from deployer.recipe import Quality
 from deployer.stages.context import StageContext
 
-SCORES = "scores.json"
 METHOD = "teacher-forced through the llama.cpp server: BOS, then every token scored"
 
 
@@ -27,6 +26,7 @@ def run(
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise StageError(f"{text} is not UTF-8 text", "Save it as UTF-8.") from error
+    context.require_finite(gguf)
     request = {"gguf": str(gguf), "text": content, "tokens": tokens}
     context.toolchain("llama-cpp")
     with context.progress.step(title) as step:

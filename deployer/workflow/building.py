@@ -175,8 +175,11 @@ class _Build:
         return self._package(weights, baseline, fetched, checkpoint, quality)
 
     def _convert(self, checkpoint: Path) -> Artifact:
-        kind = self._planned("convert").settings["type"]
-        return self._stage("convert", lambda f: convert.run(checkpoint, kind, f, self.context))
+        settings = self._planned("convert").settings
+        kind, name = settings["type"], settings["name"]
+        return self._stage(
+            "convert", lambda f: convert.run(checkpoint, kind, name, f, self.context)
+        )
 
     def _quantize(self, baseline: Artifact) -> Artifact:
         recipe, context = self.plan.recipe, self.context

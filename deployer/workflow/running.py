@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployer import report, serving
 from deployer import loadtest as loadtests
+from deployer import report, serving
 from deployer.artifacts import Bundle
 from deployer.errors import LoadTestError, UsageError
 from deployer.home import Home
@@ -16,6 +16,7 @@ from deployer.progress import Progress
 from deployer.recipe import LoadTest, Recipe, override_recipe
 from deployer.results import LoadTestResult
 from deployer.serving import ServerRecord
+from deployer.serving.state import ALIVE
 from deployer.workflow.building import build
 from deployer.workflow.bundles import find_bundle
 
@@ -70,7 +71,7 @@ def _sealed_recipe(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
 
 def only_server(home: Home) -> ServerRecord:
     """The server that runs, where exactly one does; raises UsageError else."""
-    records = [r for r in serving.status(home) if r.state in serving.ALIVE]
+    records = [r for r in serving.status(home) if r.state in ALIVE]
     if len(records) == 1:
         return records[0]
     if not records:
@@ -148,7 +149,7 @@ def _measure(
     return LoadTestOutcome(result, loadtests.folder_of(home.loadtests, result))
 
 
-def _key(path: Path | None | str) -> str | None:
+def _key(path: Path | str | None) -> str | None:
     """The first line of a key file."""
     if not path:
         return None

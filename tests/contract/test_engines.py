@@ -74,7 +74,7 @@ def running(
     key_file.write_text("# keys\n" + "\n".join(KEYS[:1] if one_key else KEYS) + "\n")
     key_file.chmod(0o600)
     serve = Serve(
-        server=server, port=0, context=CONTEXT, parallel=2, threads=2, api_key_file=str(key_file)
+        server=server, port=0, context=CONTEXT, parallel=2, threads=1, api_key_file=str(key_file)
     )
     own_home = Home(folder / "home")
     own_home.root.mkdir()

@@ -50,7 +50,7 @@ def bundle(demo_f16: Path) -> Bundle:
 
 
 def serve_settings(**changes: object) -> Serve:
-    values = {"server": "xllamacpp", "port": 0, "context": 512, "parallel": 4, "threads": 2}
+    values = {"server": "xllamacpp", "port": 0, "context": 512, "parallel": 4, "threads": 1}
     return Serve(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -185,7 +185,7 @@ def test_sigterm_finishes_running_and_waiting_streams_and_refuses_new_ones(
     first_tokens = threading.Semaphore(0)
     with ThreadPoolExecutor(6) as pool:
         futures = [
-            pool.submit(stream_chat, record.endpoint, f"Tell story {n}.", 96, first_tokens.release)
+            pool.submit(stream_chat, record.endpoint, f"Tell story {n}.", 64, first_tokens.release)
             for n in range(6)
         ]
         for _ in range(4):
@@ -196,7 +196,7 @@ def test_sigterm_finishes_running_and_waiting_streams_and_refuses_new_ones(
         streams = [future.result() for future in futures]
     assert refused_at < 2.0
     assert [(s.done, s.error) for s in streams] == [(True, "")] * 6
-    assert [s.usage and s.usage["completion_tokens"] for s in streams] == [96] * 6
+    assert [s.usage and s.usage["completion_tokens"] for s in streams] == [64] * 6
     deadline = time.monotonic() + 10
     while not nothing_left(record) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,0 +1,94 @@
+"""How figures are written: few digits, the unit always there, a dash for what is not known."""
+
+from __future__ import annotations
+
+from deployer.results import Stage, Summary
+
+DASH = "–"
+
+DEFINITIONS = {
+    "ttft": (
+        "TTFT",
+        "Time to first token: request sent to the first chunk with content, reasoning or a tool "
+        "call. A chunk with only the role does not count.",
+    ),
+    "ttfo": ("TTFO", "As TTFT, but reasoning does not count."),
+    "tpot": (
+        "TPOT",
+        "Time per output token after the first chunk: (last token - first token) / (tokens - "
+        "tokens in the first chunk).",
+    ),
+    "icl": ("ICL", "Inter-chunk latency: the raw gaps between chunks, whatever they hold."),
+    "e2e": ("E2E", "Request sent to the last token."),
+}
+"""Name and definition of each latency, by its field of `results.Latency`."""
+
+METHOD = (
+    "A request counts when it was sent after the warm-up; it may finish after the end. "
+    "Throughput counts what arrived in the measured seconds.",
+    "Tokens are the server's own count (usage), never the number of chunks.",
+    "Percentiles are exact, linear between the two nearest values; p99 is left out below 100 "
+    "values.",
+    "Failed requests never enter a latency. Requests cut off by the end are left out.",
+    "Every prompt starts with a nonce, so that a warm prefix cache cannot flatter the TTFT. "
+    "Every request has its own connection, opened before the clock starts.",
+)
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds with three digits or so: "8.42 ms", "84.2 ms", "842 ms", "8.42 s"."""
+    number, unit = ms_parts(value)
+    return f"{number} {unit}".strip()
+
+
+def ms_parts(value: float | None) -> tuple[str, str]:
+    """The number and the unit of `ms`, to be set in different sizes."""
+    if value is None:
+        return DASH, ""
+    if value >= 9999.5:
+        return f"{value / 1000:.1f}", "s"
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}", "ms"
+
+
+def rate(value: float | None) -> str:
+    """A rate with three digits or so."""
+    if value is None:
+        return DASH
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage; what is not all is never written as 100 %."""
+    if value is None:
+        return DASH
+    percent = value * 100
+    if percent in (0.0, 100.0):
+        return f"{percent:.0f} %"
+    return f"{min(max(percent, 0.1), 99.9):.1f} %"
+
+
+def pair(summary: Summary) -> str:
+    """p50/p99 for a table cell; the unit once."""
+    return f"{ms(summary.p50)} / {ms(summary.p99)}"
+
+
+def count(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def cached_share(stage: Stage) -> float | None:
+    """Share of the input tokens that a prefix cache saved; None where it is not known."""
+    tokens = stage.tokens
+    if tokens.input is None or tokens.cached is None or not tokens.input:
+        return None
+    return tokens.cached / tokens.input
+
+
+def short_model(name: str) -> str:
+    """A model's name; of a path only its last part."""
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".")) else name
