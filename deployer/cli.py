@@ -336,7 +336,8 @@ def schema(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+@json_option
+def completion(shell: str, as_json: bool) -> None:
     """Print the script that gives a shell tab completion.
 
     For bash: deployer completion bash > ~/.local/share/bash-completion/completions/deployer
@@ -346,7 +347,11 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     if found is None:
         raise UsageError(f"there is no completion for {shell}")
-    click.echo(found(cli, {}, "deployer", "_DEPLOYER_COMPLETE").source())
+    script = found(cli, {}, "deployer", "_DEPLOYER_COMPLETE").source()
+    if as_json:
+        emit({"shell": shell, "script": script})
+    else:
+        click.echo(script)
 
 
 def emit(document: Any) -> None:

@@ -48,7 +48,7 @@ def download(repository: str, commit: str, target: Path, cache: Path, step: Step
     done = 0
     for name in names:
         step.update(done=done, total=total, note=f"{name} ({sizes[name] / 1e6:,.0f} MB)")
-        path = _download_file(repository, commit, name, cache)
+        path = _download_file(repository, commit, name, cache, _bar(step, done, total))
         if name in hashes and file_digest(path.resolve()) != hashes[name]:
             path.resolve().unlink()
             raise SourceError(
@@ -70,12 +70,34 @@ def _info(repository: str, revision: str | None) -> ModelInfo:
     )
 
 
-def _download_file(repository: str, commit: str, name: str, cache: Path) -> Path:
+def _bar(step: Step, before: int, total: int) -> type:
+    """A stand-in for tqdm's bar that counts one file's bytes on top of `before`."""
+
+    class Bar:
+        def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
+            self.bytes = initial
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+        def update(self, count: float | None = 1) -> None:
+            self.bytes += int(count or 0)
+            step.update(done=before + self.bytes, total=total)
+
+    return Bar
+
+
+def _download_file(repository: str, commit: str, name: str, cache: Path, bar: type) -> Path:
     """One file, resumed over a few attempts when the connection breaks."""
     from huggingface_hub import hf_hub_download
 
     def fetch() -> Path:
-        return Path(hf_hub_download(repository, name, revision=commit, cache_dir=cache))
+        return Path(
+            hf_hub_download(repository, name, revision=commit, cache_dir=cache, tqdm_class=bar)
+        )
 
     for attempt in range(1, ATTEMPTS):
         try:
