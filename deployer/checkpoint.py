@@ -7,6 +7,7 @@ bounded memory; sizes, offsets, shard names and links are compared with what is 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -16,14 +17,17 @@ from deployer.artifacts import Record
 from deployer.errors import SourceError
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000
-MAX_JSON = 64 * 1024 * 1024
+MAX_HEADER = 16 << 20
+MAX_JSON = 16 << 20
+"""Bytes; parsed they take up to 25 times as much memory. The largest known are below 10 MB."""
+MAX_DIMENSIONS = 8
 WEIGHTS = "*.safetensors"
 WANTED = (
     WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*",
     "USE_POLICY*", "README.md",
 )  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5")
+_SHARD = re.compile(r"^(.+)-(\d{5})-of-(\d{5})\.safetensors$")
 _DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -68,6 +72,16 @@ def require_safetensors(names: Iterable[str], where: str) -> None:
 
 def check_checkpoint(folder: Path) -> CheckpointInfo:
     """Check a checkpoint folder; raises SourceError naming the file and what is wrong with it."""
+    try:
+        return _check(folder)
+    except OSError as error:
+        raise SourceError(
+            f"{error.filename or folder} cannot be read: {error.strerror}",
+            "Fetch the checkpoint again, or mend its permissions.",
+        ) from error
+
+
+def _check(folder: Path) -> CheckpointInfo:
     require_safetensors([p.name for p in folder.iterdir()], str(folder))
     _refuse_escaping_links(folder)
     architecture = _check_config(folder)
@@ -83,7 +97,13 @@ def check_checkpoint(folder: Path) -> CheckpointInfo:
 
 def _refuse_escaping_links(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        if not path.is_symlink():
+            continue
+        try:
+            inside = path.resolve(strict=True).is_relative_to(folder.resolve())
+        except (OSError, RuntimeError) as error:  # 3.11 says RuntimeError for a loop
+            raise SourceError(f"{path} is a link to nothing", "Fetch the file.") from error
+        if not inside:
             raise SourceError(
                 f"{path} is a link to a file outside the checkpoint",
                 "Copy the file into the folder.",
@@ -107,6 +127,7 @@ def _check_index(folder: Path) -> list[str]:
     """The shard names, as the index has them where there is one, else the folder's."""
     present = {path.name for path in folder.glob(WEIGHTS)}
     if not (folder / INDEX).exists():
+        _require_all_parts(folder, present)
         return sorted(present)
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -119,11 +140,32 @@ def _check_index(folder: Path) -> list[str]:
             raise SourceError(
                 f"{name} is missing from {folder}; {INDEX} lists it", "Fetch the checkpoint again."
             )
+    # A converter that goes by names would take it for a part of the model.
+    extra = sorted(name for name in present - listed if _SHARD.match(name))
+    if extra:
+        raise SourceError(
+            f"{folder} holds {extra[0]}, which {INDEX} does not list",
+            "Two versions may be mixed: fetch the checkpoint into an empty folder.",
+        )
     return sorted(listed)
+
+
+def _require_all_parts(folder: Path, present: set[str]) -> None:
+    """Without an index the parts' own names tell how many there should be."""
+    for name in sorted(present):
+        part = _SHARD.match(name)
+        for number in range(1, int(part[3]) + 1) if part else ():
+            sibling = f"{part[1]}-{number:05}-of-{part[3]}.safetensors" if part else ""
+            if sibling not in present:
+                raise SourceError(
+                    f"{sibling} is missing from {folder}", "Fetch the checkpoint again."
+                )
 
 
 def _check_shard(path: Path) -> int:
     """Check one safetensors file; gives its number of weights."""
+    if not path.is_file():
+        raise SourceError(f"{path} is no file", "Fetch the checkpoint again.")
     size = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(8)
@@ -164,6 +206,8 @@ def _span(entry: dict[str, Any]) -> tuple[int, int, int]:
     """(first byte, byte after the last, number of weights) of a tensor's entry."""
     begin, stop = entry["data_offsets"]
     count = 1
+    if len(entry["shape"]) > MAX_DIMENSIONS:
+        raise ValueError(f"{len(entry['shape'])} dimensions")
     for width in entry["shape"]:
         if not isinstance(width, int) or width < 0:
             raise ValueError(f"shape {entry['shape']}")

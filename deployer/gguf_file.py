@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deployer.artifacts import Record
 from deployer.errors import SourceError
@@ -55,6 +55,16 @@ class GgufInfo(Record):
     def quantized(self) -> bool:
         """Whether any tensor has fewer than 16 bits a weight."""
         return not set(self.types) <= _SIXTEEN_BIT_OR_MORE
+
+
+class _Tensor(NamedTuple):
+    """One entry of the tensor table; `offset` is relative to the data part."""
+
+    offset: int
+    size: int
+    name: str
+    kind: str
+    weights: int
 
 
 class _Damaged(Exception):
@@ -130,6 +140,10 @@ def inspect_gguf(path: Path) -> GgufInfo:
                 raise _Damaged("it does not begin with the letters GGUF")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _describe(_Reader(data))
+    except OSError as error:
+        raise SourceError(
+            f"{path} cannot be read: {error.strerror}", "Name a GGUF file that you may read."
+        ) from error
     except _Damaged as damage:
         raise SourceError(
             f"{path} is no usable GGUF file: {damage}",
@@ -147,17 +161,17 @@ def _describe(reader: _Reader) -> GgufInfo:
     for _ in range(entries):
         key = reader.string()
         metadata[key] = reader.value(int(reader.number("<I")))
-    shapes = [_read_tensor(reader) for _ in range(tensors)]
-    _check_extent(reader, metadata, shapes)
+    table = [_read_tensor(reader) for _ in range(tensors)]
+    _check_extent(reader, metadata, table)
     architecture = str(metadata.get("general.architecture") or "unknown")
-    tensor_bytes = sum(size for _, _, size, _ in shapes)
-    parameters = sum(count for _, count, _, _ in shapes)
+    tensor_bytes = sum(tensor.size for tensor in table)
+    parameters = sum(tensor.weights for tensor in table)
     context = metadata.get(f"{architecture}.context_length")
     return GgufInfo(
         architecture=architecture,
         name=str(metadata.get("general.name") or ""),
         tensors=tensors,
-        types=dict(Counter(kind for kind, _, _, _ in shapes)),
+        types=dict(Counter(tensor.kind for tensor in table)),
         parameters=parameters,
         tensor_bytes=tensor_bytes,
         bits_per_weight=round(8 * tensor_bytes / max(parameters, 1), 4),
@@ -167,8 +181,7 @@ def _describe(reader: _Reader) -> GgufInfo:
     )
 
 
-def _read_tensor(reader: _Reader) -> tuple[str, int, int, int]:
-    """(type, number of weights, bytes, offset in the data part) of the next tensor."""
+def _read_tensor(reader: _Reader) -> _Tensor:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # heavy: numpy
 
     name = reader.string()
@@ -186,20 +199,28 @@ def _read_tensor(reader: _Reader) -> tuple[str, int, int, int]:
     if min(shape) < 1 or shape[0] % block:
         raise _Damaged(f"{name} has the shape {shape}, impossible for {kind.name}")
     count = math.prod(shape)
-    return kind.name, count, count // block * block_bytes, offset
+    return _Tensor(offset, count // block * block_bytes, name, kind.name, count)
 
 
-def _check_extent(
-    reader: _Reader, metadata: dict[str, Any], shapes: list[tuple[str, int, int, int]]
-) -> None:
-    """Raise _Damaged unless every tensor lies within the file."""
+def _check_extent(reader: _Reader, metadata: dict[str, Any], table: list[_Tensor]) -> None:
+    """Raise _Damaged unless every tensor lies within the file, in bytes of its own."""
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
         raise _Damaged(f"an alignment of {alignment}")
     start = -(-reader.at // alignment) * alignment
-    end = start + max((offset + size for _, _, size, offset in shapes), default=0)
-    if end > reader.size:
-        raise _Damaged(f"its tensors need {end} bytes, the file has {reader.size}")
+    names: set[str] = set()
+    end = 0
+    for tensor in sorted(table):
+        if tensor.name in names:
+            raise _Damaged(f"the tensor {tensor.name} stands in it twice")
+        if tensor.offset % alignment:
+            raise _Damaged(f"{tensor.name} begins at {tensor.offset}, off the alignment")
+        if tensor.offset < end:
+            raise _Damaged(f"{tensor.name} overlaps the tensor before it")
+        names.add(tensor.name)
+        end = tensor.offset + tensor.size
+    if start + end > reader.size:
+        raise _Damaged(f"its tensors need {start + end} bytes, the file has {reader.size}")
 
 
 def _kv_bytes_per_token(get: Callable[[str], Any], architecture: str) -> int | None:
@@ -212,4 +233,6 @@ def _kv_bytes_per_token(get: Callable[[str], Any], architecture: str) -> int | N
         return None
     key = get(f"{architecture}.attention.key_length") or width // heads
     value = get(f"{architecture}.attention.value_length") or width // heads
+    if not (isinstance(key, int) and isinstance(value, int)):
+        return None
     return int(layers * kv_heads * (key + value) * _KV_BYTES)

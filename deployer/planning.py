@@ -122,7 +122,7 @@ def make_plan(recipe: Recipe, source: ResolvedSource, machine: Machine, texts: T
     fetch = planner.fetch(source)
     baseline = weights = fetch
     if source.format == "checkpoint":
-        baseline = weights = planner.convert(fetch)
+        baseline = weights = planner.convert(fetch, source)
     if recipe.quantization.method != "none":
         weights = planner.quantize(baseline, texts)
     scores = planner.evaluate(baseline, weights, source, texts)

@@ -23,6 +23,8 @@ from deployer.artifacts import Record
 from deployer.metrics import Sample
 
 SCHEMA_VERSION = 1
+ERROR_RATE = "error_rate"
+"""The name of the gate on failed requests."""
 RESULT, REQUESTS, CSV = "result.json", "requests.jsonl", "requests.csv"
 REPORT, SUMMARY, LOG = "report.html", "summary.md", "locust.log"
 
@@ -206,6 +208,14 @@ class LoadTestResult(Record):
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def too_many_errors(self) -> bool:
+        """Whether more requests failed than the objectives allow."""
+        return any(
+            gate.expression.startswith(ERROR_RATE) and gate.value is not None and not gate.passed
+            for gate in self.gates
+        )
 
 
 def read_result(folder: Path) -> LoadTestResult:

@@ -23,7 +23,7 @@ def describe() -> Host:
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
         memory_bytes=psutil.virtual_memory().total,
         gpus=_gpus(),
-        system=platform.platform(terse=True),
+        system=f"{platform.system()} {platform.release()}",
         load_before=psutil.getloadavg(),
     )
 
@@ -59,7 +59,7 @@ def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
+        return platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
 

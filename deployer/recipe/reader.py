@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from pydantic import ValidationError
 from deployer.errors import Problem, RecipeError, UsageError
 from deployer.recipe.model import PATH_FIELDS, SOURCES, Recipe
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
-MAX_NODES = 10_000
+MAX_NODES = 2_000
+MAX_NUMBER = 100
 _SHOWN = 60
 
 _SCALARS = {
@@ -117,6 +119,16 @@ def _parse(path: Path) -> _Document:
     document = _Document()
     try:
         text = _read_text(path)
+    except _Unreadable as unreadable:
+        document.problems.append(unreadable.problem)
+    else:
+        _load(text, document)
+    return document
+
+
+def _load(text: str, document: _Document) -> None:
+    """Parse `text` into `document`, with all that is wrong with it as YAML."""
+    try:
         loader = _BoundedLoader(text)
         try:
             node = loader.get_single_node()
@@ -133,7 +145,6 @@ def _parse(path: Path) -> _Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.problems.append(Problem("", f"not valid YAML: {error.reason}", line))
-    return document
 
 
 def _read_text(path: Path) -> str:
@@ -198,8 +209,10 @@ def _construct_scalar(node: yaml.ScalarNode, at: Location, document: _Document) 
     if kind in ("str", "timestamp", "value"):
         return node.value
     try:
+        if len(node.value) > MAX_NUMBER:  # PyYAML takes quadratic time for a long one
+            raise ValueError
         return yaml.SafeLoader("").construct_object(node)
-    except ValueError:
+    except (ValueError, LookupError, ArithmeticError):  # "!!int ''", "!!bool x", "!!float 1:60:…"
         message = f"{_shorten(node.value)} is not a valid {kind}"
         document.problems.append(Problem(_dotted(at), message, node.start_mark.line + 1))
         return None
@@ -228,10 +241,7 @@ def _apply(document: _Document, override: str) -> None:
         raise UsageError(
             f"--set {override!r} is not FIELD=VALUE", "For example: --set serve.port=9000"
         )
-    try:
-        value = yaml.safe_load(text) if len(text) < MAX_BYTES else text
-    except yaml.YAMLError:
-        value = text
+    value = _override_value(text)
     if keys in PATH_FIELDS and isinstance(value, str):
         value = _absolute(value, Path.cwd())
     section = document.data
@@ -244,6 +254,16 @@ def _apply(document: _Document, override: str) -> None:
     section[keys[-1]] = value
     for location in [at for at in document.lines if at[: len(keys)] == keys]:
         del document.lines[location]
+
+
+def _override_value(text: str) -> Any:
+    """The value as YAML has it, under the same bounds as a file; else the text as it stands."""
+    document = _Document()
+    if len(text) < MAX_BYTES:
+        _load(text, document)
+    else:
+        document.data = text
+    return text if document.problems else document.data
 
 
 def _validate(document: _Document) -> Recipe | None:
@@ -293,7 +313,7 @@ def _choices(location: Location) -> list[Any]:
 
 def _schema_of(location: Location) -> dict[str, Any]:
     """The part of the JSON Schema that describes a field, {} where there is none."""
-    root: dict[str, Any] = Recipe.model_json_schema()
+    root = _schema()
     here = root
     for key in location:
         here = here.get("properties", {}).get(key, {})
@@ -301,6 +321,12 @@ def _schema_of(location: Location) -> dict[str, Any]:
         if reference:
             here = root["$defs"][reference.rsplit("/", 1)[-1]]
     return here
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = Recipe.model_json_schema()
+    return schema
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -320,10 +346,17 @@ def _missing_files(document: _Document, sections: Sequence[str]) -> list[Problem
         if not isinstance(value, str) or not value or "\x00" in value:
             continue
         is_folder = at == ("source", "path")
-        if not (Path(value).is_dir() if is_folder else Path(value).is_file()):
+        if not _exists(Path(value), is_folder):
             kind = "folder" if is_folder else "file"
             problems.append(Problem(_dotted(at), f"there is no {kind} {value}", document.line(at)))
     return problems
+
+
+def _exists(path: Path, is_folder: bool) -> bool:
+    try:
+        return path.is_dir() if is_folder else path.is_file()
+    except OSError:  # a name too long, a folder that may not be read
+        return False
 
 
 def _dotted(location: Location) -> str:

@@ -52,7 +52,7 @@ def _row(stage: Stage, names: Sequence[str]) -> tuple[str, ...]:
 def verdict(result: LoadTestResult) -> tuple[str, str]:
     """("good" | "bad" | "unsure", a few words) for the top of a report."""
     missed = [gate for gate in result.gates if not gate.passed]
-    if any(gate.expression.startswith("error_rate") for gate in missed):
+    if result.too_many_errors:
         return "bad", "Too many errors"
     if not result.client.valid:
         return "unsure", "Not a valid measurement"
@@ -78,7 +78,7 @@ def summary_markdown(result: LoadTestResult, samples: Sequence[Sample] = ()) -> 
         "| objective | measured | met |",
         "|---|---|---|",
         *(
-            f"| {gate.expression} | {words.DASH if gate.value is None else f'{gate.value:g}'} "
+            f"| {gate.expression} | {words.gate_value(gate)} "
             f"| {'yes' if gate.passed else '**no**'} |"
             for gate in result.gates
         ),
@@ -93,9 +93,9 @@ def summary_markdown(result: LoadTestResult, samples: Sequence[Sample] = ()) -> 
 
 def _md(text: str) -> str:
     """Text that stays text inside a Markdown table."""
-    for special in ("\\", "|", "`", "*", "_", "<", "["):
+    for special in ("\\", "|", "`", "*", "_", "["):
         text = text.replace(special, "\\" + special)
-    return " ".join(text.split())
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
 def _workload_line(result: LoadTestResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployer.results import Stage, Summary
+from deployer.results import Gate, Stage, Summary
 
 DASH = "–"
 
@@ -45,8 +45,8 @@ def ms_parts(value: float | None) -> tuple[str, str]:
     """The number and the unit of `ms`, to be set in different sizes."""
     if value is None:
         return DASH, ""
-    if value >= 9999.5:
-        return f"{value / 1000:.1f}", "s"
+    if value >= 999.5:
+        return f"{value / 1000:.{2 if value < 9995 else 1}f}", "s"
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}", "ms"
 
@@ -66,6 +66,15 @@ def share(value: float | None) -> str:
     if percent in (0.0, 100.0):
         return f"{percent:.0f} %"
     return f"{min(max(percent, 0.1), 99.9):.1f} %"
+
+
+def gate_value(gate: Gate) -> str:
+    """What a gate measured, in the unit of its expression."""
+    if gate.value is None:
+        return DASH
+    if "_ms " in gate.expression:
+        return f"{gate.value:,.1f}"
+    return f"{gate.value:.4g}"
 
 
 def pair(summary: Summary) -> str:

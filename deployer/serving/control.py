@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from deployer.errors import ServerError, UsageError
 from deployer.home import Home
@@ -137,7 +138,7 @@ def _start_of_tail(path: Path, lines: int) -> int:
         with path.open("rb") as log:
             position = log.seek(0, os.SEEK_END)
             starts: deque[int] = deque(maxlen=1)
-            missing = lines + 1  # the last line ends with a line end of its own
+            missing = lines + _ends_with_newline(log)
             while position > 0 and missing > 0:
                 size = min(_BLOCK, position)
                 position -= size
@@ -150,6 +151,13 @@ def _start_of_tail(path: Path, lines: int) -> int:
             return starts[0] if missing == 0 else 0
     except OSError:
         return 0
+
+
+def _ends_with_newline(log: IO[bytes]) -> bool:
+    """Whether a file's last line is whole; leaves the position wherever it comes to be."""
+    end = log.seek(0, os.SEEK_END)
+    log.seek(max(0, end - 1))
+    return log.read(1) == b"\n"
 
 
 def _known(home: Home, name: str) -> ServerRecord:

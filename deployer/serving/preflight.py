@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -20,7 +21,7 @@ BUFFERS = 256 << 20
 def read_key(path: Path, progress: Progress) -> str:
     """The first API key of a key file; raises UsageError where no server could use the file."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8").split("\n")
         mode = path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
@@ -57,6 +58,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
+    with contextlib.suppress(ValueError):
+        version = ipaddress.ip_address(host).version
+        return [(socket.AF_INET if version == 4 else socket.AF_INET6, host)]
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:

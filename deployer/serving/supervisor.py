@@ -226,19 +226,18 @@ class Supervisor:
         """Let running requests finish, then stop the engine; at once at a second signal."""
         assert self._child is not None
         self._publish(state="draining")
-        asked = self._signals
         deadline = time.monotonic() + self.spec.drain_timeout
         if self.spec.drains:
             self._child.signal(signal.SIGTERM)
             deadline += STOP_GRACE
         idle = 0
-        while self._child_status() is None and self._signals == asked and idle < 2:
+        while self._child_status() is None and self._signals == 1 and idle < 2:
             if time.monotonic() >= deadline:
                 break
             time.sleep(2 * TICK)
             if not self.spec.drains:
                 idle = idle + 1 if is_idle(self._endpoint) else 0
-        hurried = self._signals > asked or time.monotonic() >= deadline
+        hurried = self._signals > 1 or time.monotonic() >= deadline
         self._end_engine(grace=0.0 if hurried else STOP_GRACE)
 
     def _end_engine(self, grace: float = 0.0) -> None:

@@ -49,8 +49,8 @@ def uv_environment(home: Home, environ: Mapping[str, str] | None = None) -> dict
 def find_links(environ: Mapping[str, str] | None = None) -> list[str]:
     """Folders and pages that PIP_FIND_LINKS and UV_FIND_LINKS offer wheels in."""
     given = os.environ if environ is None else environ
-    entries = f"{given.get('PIP_FIND_LINKS', '')} {given.get('UV_FIND_LINKS', '').replace(',', ' ')}"
-    return list(dict.fromkeys(entries.split()))
+    for_uv = given.get("UV_FIND_LINKS", "").replace(",", " ")
+    return list(dict.fromkeys(f"{given.get('PIP_FIND_LINKS', '')} {for_uv}".split()))
 
 
 def wheel_arguments(lock_text: str, links: Sequence[str]) -> list[str]:
@@ -171,8 +171,6 @@ def cause_of(error: CommandError) -> tuple[str, str]:
     """(why a uv, pip or build command failed, what to do about it), from its log's tail."""
     for pattern, cause, hint in _CAUSES:
         if re.search(pattern, error.tail):
-            break
-    else:
-        last = [line for line in error.tail.splitlines() if line.strip()]
-        cause, hint = (last or [error.message])[-1].strip(), ""
-    return cause, f"{hint} The whole log is in {error.log_path}.".strip()
+            return cause, f"{hint} The whole log is in {error.log_path}."
+    last = [line.strip() for line in error.tail.splitlines() if line.strip()]
+    return (last or [error.message])[-1], f"The whole log is in {error.log_path}."

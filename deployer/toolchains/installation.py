@@ -13,12 +13,9 @@ reads one small file and starts no process.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,7 +25,8 @@ from typing import Any
 from deployer.errors import ToolchainError
 from deployer.home import Home
 from deployer.progress import SILENT, Progress
-from deployer.toolchains.specs import SPECS, Host, ToolchainSpec, spec_named
+from deployer.toolchains.host import this_host as this_host
+from deployer.toolchains.specs import SPECS, ToolchainSpec, spec_named
 
 MARKER = "toolchain.json"
 KEY_DIGITS = 12
@@ -80,25 +78,6 @@ class Installed:
         return {**asdict(self), "path": str(self.path)}
 
 
-def this_host() -> Host:
-    """The machine we run on."""
-    return Host(
-        system=platform.system(),
-        machine=platform.machine(),
-        python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        cpu=_cpu_features(),
-    )
-
-
-def _cpu_features() -> str:
-    """The processor's feature list (Linux), else its name."""
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.lower().startswith(("flags", "features")):
-                return " ".join(sorted(line.split(":", 1)[1].split()))
-    return platform.processor()
-
-
 def root_of(spec: ToolchainSpec, key: str, home: Home) -> Path:
     return home.toolchains / f"{spec.name}-{key[:KEY_DIGITS]}"
 
@@ -122,7 +101,8 @@ def read_marker(root: Path) -> dict[str, Any] | None:
         marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return marker if isinstance(marker, dict) and {"name", "key", "versions"} <= set(marker) else None
+    known = isinstance(marker, dict) and {"name", "key", "versions"} <= set(marker)
+    return marker if known else None
 
 
 def write_marker(root: Path, marker: dict[str, Any]) -> None:
@@ -164,9 +144,7 @@ def remove(name: str, home: Home) -> list[Path]:
     `name` is a toolchain's name, or NAME-KEY12 for one installation alone. Waits for a builder.
     Raises ToolchainError where there is none.
     """
-    doomed = [
-        entry.path for entry in installed(home) if name in (entry.name, entry.path.name)
-    ]
+    doomed = [entry.path for entry in installed(home) if name in (entry.name, entry.path.name)]
     if not doomed:
         raise ToolchainError(
             f"no toolchain {name} is installed", "`deployer toolchain list` shows what is."

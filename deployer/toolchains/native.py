@@ -14,6 +14,7 @@ from deployer.errors import CommandError, ToolchainError
 from deployer.home import Home
 from deployer.progress import Step
 from deployer.toolchains import environment, sources
+from deployer.toolchains.host import usable_cores
 from deployer.toolchains.installation import Toolchain
 from deployer.toolchains.specs import LLAMA_CPP_TREE, ToolchainSpec
 
@@ -39,7 +40,7 @@ def build(archive: Path, spec: ToolchainSpec, root: Path, step: Step, log_path: 
     assert spec.source is not None
     step.update(note="unpacking the sources")
     tree, made = root / "build-source", root / "build"
-    sources.unpack(archive, f"{spec.source.folder}/{LLAMA_CPP_TREE}", (), tree)
+    sources.unpack(archive, f"{spec.source.folder}/{LLAMA_CPP_TREE}", spec.build_parts, tree)
     programs = root / "env" / "bin"
     configure = [
         str(programs / "cmake"), "-S", str(tree), "-B", str(made), "-G", "Ninja",
@@ -74,7 +75,7 @@ def build(archive: Path, spec: ToolchainSpec, root: Path, step: Step, log_path: 
 def _jobs() -> int:
     """As many compilers as cores we may use, but no more than fit into free memory."""
     fitting = int(psutil.virtual_memory().available // _BYTES_PER_COMPILER)
-    return max(1, min(len(os.sched_getaffinity(0)), fitting))
+    return max(1, min(usable_cores(), fitting))
 
 
 def bind(

@@ -14,6 +14,7 @@ from deployer.errors import ToolchainError
 from deployer.home import Home
 from deployer.progress import SILENT, Progress, Step
 from deployer.toolchains import environment, native, sources
+from deployer.toolchains.host import this_host
 from deployer.toolchains.installation import (
     Installed,
     Toolchain,
@@ -23,7 +24,6 @@ from deployer.toolchains.installation import (
     installed,
     remove,
     root_of,
-    this_host,
     write_marker,
 )
 from deployer.toolchains.specs import ToolchainSpec, spec_named

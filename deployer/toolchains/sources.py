@@ -76,7 +76,7 @@ def _is_whole(archive: Path, source: SourceRelease) -> bool:
 
 
 def unpack(archive: Path, within: str, parts: tuple[str, ...], target: Path) -> None:
-    """Extract the `parts` of folder `within` of the archive to `target`; () means all of it.
+    """Extract the `parts` of folder `within` of the archive to `target`.
 
     The archive's hash was checked; the tar filter still refuses what would leave `target`.
     """
@@ -85,7 +85,7 @@ def unpack(archive: Path, within: str, parts: tuple[str, ...], target: Path) -> 
         prefix = f"{within.rstrip('/')}/"
         for member in tar:
             name = member.name.removeprefix(prefix)
-            if name != member.name and (not parts or name.split("/", 1)[0] in parts):
+            if name != member.name and name.split("/", 1)[0] in parts:
                 yield member.replace(name=name, deep=False)
 
     try:

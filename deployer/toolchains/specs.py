@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +59,10 @@ class SourceRelease:
 LLAMA_CPP_SOURCE = SourceRelease("llama-cpp-python", "0.3.36", "source.txt")
 LLAMA_CPP_TREE = "vendor/llama.cpp"
 CONVERTER_PARTS = ("conversion", "gguf-py", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
+BUILD_PARTS = (
+    "CMakeLists.txt", "LICENSE", "app", "cmake", "common", "ggml", "include", "licenses",
+    "scripts", "src", "tools", "vendor",
+)  # fmt: skip
 CMAKE_SETTINGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=ON",
@@ -81,8 +85,8 @@ class ToolchainSpec:
     """One toolchain.
 
     `imports` and `programs` are the health check. `versions` are the distributions whose versions
-    are recorded. `source_parts` are the paths of the llama.cpp tree that are kept in the
-    installation. `python` and `platform` are set where the lock covers only one. `needs_mb` is
+    are recorded. Of the llama.cpp tree, `source_parts` are kept in the installation, and
+    `build_parts` are what compiling needs. `python` and `platform` are set where the lock covers only one. `needs_mb` is
     the disk space an installation takes, with what is downloaded for it.
     """
 
@@ -96,12 +100,12 @@ class ToolchainSpec:
     requires: tuple[str, ...] = ()
     source: SourceRelease | None = None
     source_parts: tuple[str, ...] = ()
+    build_parts: tuple[str, ...] = ()
     cmake: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     binds_native: bool = False
     python: str | None = None
     platform: tuple[str, str] | None = None
-    env: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def lock_path(self) -> Path:
@@ -131,7 +135,7 @@ class ToolchainSpec:
             "name": self.name,
             "lock": hashlib.sha256(self.lock_path.read_bytes()).hexdigest(),
             "source": self.source.sha256 if self.source else None,
-            "source_parts": self.source_parts,
+            "parts": [self.source_parts, self.build_parts],
             "cmake": self.cmake,
             "targets": self.targets,
             "python": self.python_for(host),
@@ -174,6 +178,7 @@ SPECS: dict[str, ToolchainSpec] = {
             needs_mb=1500,
             programs=CMAKE_TARGETS,
             source=LLAMA_CPP_SOURCE,
+            build_parts=BUILD_PARTS,
             cmake=CMAKE_SETTINGS,
             targets=(*CMAKE_TARGETS, "mtmd"),
         ),

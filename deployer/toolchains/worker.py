@@ -12,6 +12,7 @@ from typing import Any
 from deployer import process
 from deployer.errors import CommandError, StageError
 from deployer.progress import Step
+from deployer.toolchains.host import usable_cores
 from deployer.toolchains.installation import Toolchain
 
 WORKERS = Path(__file__).parent.parent / "workers"
@@ -22,7 +23,7 @@ _THREAD_VARIABLES = (
 
 def worker_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """A worker's environment: no network look-ups, and no more threads than usable cores."""
-    cores = str(len(os.sched_getaffinity(0)))
+    cores = str(usable_cores())
     threads = {name: os.environ.get(name, cores) for name in _THREAD_VARIABLES}
     settings = {
         "HF_HUB_OFFLINE": "1",

@@ -10,6 +10,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 from _protocol import WorkerError
@@ -71,7 +72,7 @@ class GGUFFile:
     def __init__(self, path):
         self.path = str(path)
         try:
-            with open(path, "rb") as stream:
+            with Path(path).open("rb") as stream:
                 self._bytes = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
             raise WorkerError(f"{path} cannot be read: {error}") from error
@@ -171,7 +172,7 @@ def write_gguf(path, entries, listed, alignment, produce):
     `entries` are encoded metadata entries, `listed` is [(name, shape, type)], and `produce(name)`
     gives that tensor's bytes (any C-contiguous buffer); it is called in order, one at a time.
     """
-    with open(path, "wb") as out:
+    with Path(path).open("wb") as out:
         out.write(b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(entries)))
         out.writelines(entries)
         offset = 0

@@ -8,9 +8,8 @@ transformers. The build compares token ids before and after, so a wrong guess is
 import json
 
 from _protocol import WorkerError, progress
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as split
-from tokenizers import processors
 
 CONTROL, USER_DEFINED = 3, 4
 _WORDS = (

@@ -8,6 +8,7 @@ The response is what `main(request)` returns, or {"error": {"message", "hint"}} 
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -49,3 +50,6 @@ def run(main):
     partial = response_path.with_suffix(".partial")
     partial.write_text(json.dumps(response), encoding="utf-8")
     partial.replace(response_path)
+    sys.stdout.flush()
+    # Not a usual exit: an engine thread that hangs must not keep a finished worker alive.
+    os._exit(0)

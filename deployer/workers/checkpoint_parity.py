@@ -1,18 +1,21 @@
 """What a checkpoint's own tokenizer says of some strings and a conversation.
 
 Request: {checkpoint, strings: [text], messages: [{role, content}]}. Response: {ids: [[id]],
-template: text | null, template_ids: [id] | null, bos, eos, vocab_size}. Ids are without special
+rendered: text | null, rendered_ids: [id] | null, bos, eos, vocab_size}. Ids are without special
 tokens at the ends; special tokens within a string are recognized. `gguf_parity` answers the same
 for the converted file, and the two must be equal.
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _protocol import WorkerError, progress, run
+
+RENDER_SECONDS = 2.0
 
 
 def main(request):
@@ -22,15 +25,13 @@ def main(request):
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False)
 
-    template = None
+    rendered = None
     if tokenizer.chat_template and request["messages"]:
-        template = tokenizer.apply_chat_template(
-            request["messages"], tokenize=False, add_generation_prompt=True
-        )
+        rendered = _render(tokenizer, request["messages"])
     return {
         "ids": [encode(text) for text in request["strings"]],
-        "template": template,
-        "template_ids": None if template is None else encode(template),
+        "rendered": rendered,
+        "rendered_ids": None if rendered is None else encode(rendered),
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "vocab_size": max(len(tokenizer), _configured_vocabulary(request["checkpoint"])),
@@ -48,6 +49,29 @@ def _load(checkpoint):
             f"the checkpoint's tokenizer cannot be loaded: {' '.join(first)}",
             "The checkpoint must hold its tokenizer's files and need no code of its own.",
         ) from error
+
+
+def _render(tokenizer, messages):
+    """The conversation as the chat template writes it; a template is somebody else's program."""
+    from jinja2 import TemplateError
+
+    def too_long(*_):
+        raise WorkerError(
+            f"the chat template did not finish in {RENDER_SECONDS:.0f} s",
+            "It may be hostile: use a checkpoint you trust.",
+        )
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, OverflowError, MemoryError, TypeError, ValueError) as error:
+        raise WorkerError(
+            f"the chat template cannot be rendered: {error}",
+            "Mend chat_template in the checkpoint's tokenizer files, or use another checkpoint.",
+        ) from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _configured_vocabulary(checkpoint):

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from _gguf_file import GGUFFile, Q
-from _gguf_tokenizer import write_tokenizer
 from _protocol import WorkerError, progress, run
 from gguf.quants import quantize
 
@@ -48,6 +47,8 @@ UNSUPPORTED = ("rope_freqs.weight", "rope_factors_long.weight")
 
 
 def main(request):
+    from _gguf_tokenizer import write_tokenizer
+
     source = GGUFFile(request["gguf"])
     config = make_config(source)
     names = {name: checkpoint_name(name) for name in source.tensors}

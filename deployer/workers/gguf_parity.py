@@ -19,15 +19,15 @@ def main(request):
     metadata = GGUFFile(request["gguf"]).metadata
     progress(note="loading the model")
     server = LlamaServer(request["gguf"], n_ctx=512, timeout=ANSWER_SECONDS)
-    template = None
+    rendered = None
     if metadata.get("tokenizer.chat_template") and request["messages"]:
         # Without a template of its own, llama.cpp would silently use a common one.
         question = {"messages": request["messages"], "add_generation_prompt": True}
-        template = server.ask("POST", "/apply-template", question)["prompt"]
+        rendered = server.ask("POST", "/apply-template", question)["prompt"]
     return {
         "ids": [server.tokenize(text, special=True) for text in request["strings"]],
-        "template": template,
-        "template_ids": None if template is None else server.tokenize(template, special=True),
+        "rendered": rendered,
+        "rendered_ids": None if rendered is None else server.tokenize(rendered, special=True),
         "bos": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos": metadata.get("tokenizer.ggml.eos_token_id"),
         "vocab_size": len(metadata.get("tokenizer.ggml.tokens", ())),

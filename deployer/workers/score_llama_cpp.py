@@ -1,10 +1,11 @@
 """Score a text with a GGUF model, token by token, in the engine that will serve it.
 
 Request: {gguf, text | ids, tokens, bos?, threads?, sample_prompt?}. `tokens` is the number of
-tokens taken from the front of the text; `bos`: start with BOS (null: where the model has one).
+tokens to score, from the front of the text; `bos`: start with BOS (null: where the model has one).
+Without BOS the first token of the text cannot be scored, and one more is taken.
 Response: {ids, ids_sha256, bos, nll, top1, perplexity, tokens, seconds, load_seconds, sample,
 engine_version}. nll[i] is -ln p(token | all before it) in nats; top1[i] is the id the model would
-have chosen there; `tokens` counts the scored ones (without BOS the first one cannot be).
+have chosen there; `tokens` is less than asked only where the text is too short.
 
 The server has no prompt log-probabilities. So every position is asked for one token, and that
 token is forced by a bias: the log-probability it reports is the one before the bias.
@@ -35,10 +36,10 @@ def main(request):
     server = LlamaServer(
         request["gguf"], n_ctx=max(512, wanted + SAMPLE_TOKENS + 64), threads=request.get("threads")
     )
-    ids = request.get("ids") or _front(server, request["text"], wanted)
-    ids = ids[:wanted]
     prefix = _prefix(server, request.get("bos"))
     first = 0 if prefix else 1
+    ids = request.get("ids") or _front(server, request["text"], first + wanted)
+    ids = ids[: first + wanted]
     if len(ids) <= first:
         raise WorkerError("the text to score has no tokens", "Give a longer text.")
     started = time.monotonic()

@@ -20,7 +20,7 @@ from deployer.recipe import Recipe, read_recipe
 from deployer.stages import convert, evaluate, fetch, package, quantize
 from deployer.stages.context import StageContext
 from deployer.store import Store
-from deployer.toolchains.installation import this_host
+from deployer.toolchains.host import this_host
 
 DATA = Path(__file__).parent.parent / "data"
 EVALUATION_TEXT = DATA / "evaluation-en.txt"

@@ -1,7 +1,7 @@
 """One suite over every server an engine offers: the same bundle, the same promises.
 
-A server whose program is not there (no installed llama-server, nothing compiled yet) is skipped
-with the reason; the prebuilt one always runs.
+A server whose program is not there is skipped with the reason; the prebuilt one always runs. Where
+no llama-server is installed, the compiled one is put on PATH to stand in for it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,44 +62,61 @@ class Running:
         )
 
 
-@pytest.fixture(scope="module", params=SERVERS)
-def running(
-    request: pytest.FixtureRequest, home: Home, demo_f16: Path, tmp_path_factory
-) -> Iterator[Running]:
-    server = request.param
-    reason = missing(server, home)
-    if reason:
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp(f"contract-{server}")
+@contextmanager
+def serving_it(server: str, home: Home, weights: Path, folder: Path) -> Iterator[Running]:
+    """Start a server in a home of its own and stop it; afterwards nothing may be left."""
     one_key = server == "llama-cpp-python"
     key_file = folder / "keys"
     key_file.write_text("# keys\n" + "\n".join(KEYS[:1] if one_key else KEYS) + "\n")
     key_file.chmod(0o600)
     serve = Serve(
-        server=server, port=0, context=CONTEXT, parallel=2, threads=1, api_key_file=str(key_file)
-    )
+        server=server, port=0, context=CONTEXT, parallel=2, threads=1, drain_timeout=120,
+        api_key_file=str(key_file),
+    )  # fmt: skip
     own_home = Home(folder / "home")
     own_home.root.mkdir()
     (own_home.root / "toolchains").symlink_to(home.toolchains)
-    record = serving.start(bundle_of(demo_f16), serve, own_home, detach=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if server == "llama-server":
+            patch.setenv("PATH", str(installed_llama_server(home)), prepend=os.pathsep)
+        record = serving.start(bundle_of(weights), serve, own_home, detach=True)
     try:
         yield Running(server, record, not one_key)
     finally:
-        serving.stop(own_home, record.name)
+        for left in serving.status(own_home):
+            serving.stop(own_home, left.name)
     assert not psutil.pid_exists(record.engine_pid)
-    port = httpx.URL(record.endpoint).port
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/v1/models", trust_env=False)
+        httpx.get(f"{record.endpoint}/v1/models", trust_env=False)
 
 
-def missing(server: str, home: Home) -> str:
-    """Why a server cannot be tested here, "" where it can."""
+def installed_llama_server(home: Home) -> Path | None:
+    """The folder of an installed llama-server; the compiled one stands in where there is none."""
+    if found := which("llama-server"):
+        return found.parent
+    native = provision.find(NATIVE, home)
+    return native.program("llama-server").parent if native else None
+
+
+def skip_if_missing(server: str, home: Home) -> None:
     needed = {"source": NATIVE, "llama-cpp-python": PYTHON}.get(server)
     if needed and provision.find(needed, home) is None:
-        return f"the {needed} toolchain is not made here; `deployer toolchain install {needed}`"
-    if server == "llama-server" and which("llama-server") is None:
-        return "no llama-server is installed on this machine"
-    return ""
+        pytest.skip(f"`deployer toolchain install {needed}` has not been run here")
+    if server == "llama-server" and installed_llama_server(home) is None:
+        pytest.skip("no llama-server is installed on this machine, and none was compiled")
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def running(
+    request: pytest.FixtureRequest,
+    home: Home,
+    demo_f16: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    skip_if_missing(request.param, home)
+    folder = tmp_path_factory.mktemp(f"contract-{request.param}")
+    with serving_it(request.param, home, demo_f16, folder) as one:
+        yield one
 
 
 def bundle_of(weights: Path) -> Bundle:
@@ -186,3 +205,23 @@ def test_it_listens_on_loopback_only(running: Running) -> None:
     listening = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
     assert os.getpid() != running.record.engine_pid
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("server", SERVERS)
+def test_stop_lets_a_running_stream_finish(
+    server: str, home: Home, demo_f16: Path, tmp_path: Path
+) -> None:
+    skip_if_missing(server, home)
+    request = chat("Tell a long story.", max_tokens=64, stream=True, ignore_eos=True)
+    with (
+        serving_it(server, home, demo_f16, tmp_path) as one,
+        ThreadPoolExecutor(1) as pool,
+        one.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=request) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(line for line in lines if '"content"' in line)
+        stopping = pool.submit(serving.stop, Home(tmp_path / "home"), one.record.name)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert stopping.result(60).state == "stopped"

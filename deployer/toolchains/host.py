@@ -1,0 +1,37 @@
+"""What machine this is, as far as toolchains care."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+from deployer.toolchains.specs import Host
+
+
+def this_host() -> Host:
+    """The machine we run on."""
+    return Host(
+        system=platform.system(),
+        machine=platform.machine(),
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        cpu=_cpu_features(),
+    )
+
+
+def _cpu_features() -> str:
+    """The processor's feature list (Linux), else its name."""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.lower().startswith(("flags", "features")):
+                return " ".join(sorted(line.split(":", 1)[1].split()))
+    return platform.processor()
+
+
+def usable_cores() -> int:
+    """Logical cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

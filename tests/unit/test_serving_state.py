@@ -1,0 +1,189 @@
+"""Records of servers on disk, their logs, the causes of an end; no process is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from deployer import serving
+from deployer.errors import UsageError
+from deployer.home import Home
+from deployer.serving import causes
+from deployer.serving.launching import local_url
+from deployer.serving.machine import peak_rss, start_mark
+from deployer.serving.state import ServerFolder, ServerRecord
+from deployer.serving.supervisor import Spec
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def record(**changes: object) -> ServerRecord:
+    """A ready server whose supervisor and engine are this very process."""
+    pid, mark = os.getpid(), start_mark(os.getpid())
+    values: dict[str, object] = {
+        "name": "one", "endpoint": "http://127.0.0.1:1", "supervisor_pid": pid, "engine_pid": pid,
+        "bundle": "/b", "log": "/l", "state": "ready", "server": "xllamacpp", "model": "m",
+        "ready_at": time.monotonic() - 5, "marks": {"supervisor": mark, "engine": mark},
+    }  # fmt: skip
+    return ServerRecord.model_validate({**values, **changes})
+
+
+def put(home: Home, one: ServerRecord) -> ServerFolder:
+    folder = ServerFolder.of(home, one.name)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    folder.write(one)
+    return folder
+
+
+def test_a_running_server_has_uptime_and_memory(home: Home) -> None:
+    put(home, record())
+    (shown,) = serving.status(home)
+    assert shown.state == "ready"
+    assert shown.uptime_s is not None
+    assert 5 <= shown.uptime_s < 60
+    assert shown.peak_rss_bytes is None or shown.peak_rss_bytes > 1 << 20
+
+
+def test_json_has_the_promised_fields_and_no_internal_ones() -> None:
+    shown = json.loads(json.dumps(record().as_json()))
+    promised = {
+        "name", "endpoint", "supervisor_pid", "engine_pid", "bundle", "log", "state", "restarts",
+        "uptime_s", "ready_seconds", "peak_rss_bytes",
+    }  # fmt: skip
+    assert promised <= set(shown)
+    assert not {"marks", "ready_at", "drain_timeout"} & set(shown)
+
+
+@pytest.mark.parametrize("changes", [{"marks": {"supervisor": "1"}}, {"supervisor_pid": 2**22 + 1}])
+def test_a_reused_or_dead_pid_means_lost(home: Home, changes: dict[str, object]) -> None:
+    put(home, record(**changes))
+    assert [r.state for r in serving.status(home)] == ["lost"]
+
+
+def test_a_lost_server_is_cleared_without_touching_who_has_its_pid_now(home: Home) -> None:
+    put(home, record(marks={"supervisor": "1", "engine": "1"}))
+    assert serving.stop(home, "one").state == "stopped"  # we are alive to see it
+    assert serving.status(home) == []
+    with pytest.raises(UsageError, match="no server named one"):
+        serving.stop(home, "one")
+
+
+def test_stopped_servers_are_not_listed_and_half_written_ones_neither(home: Home) -> None:
+    put(home, record(name="old", state="stopped"))
+    put(home, record(name="bad", state="failed"))
+    broken = put(home, record(name="broken"))
+    broken.state_file.write_text('{"name": "bro')
+    assert [r.name for r in serving.status(home)] == ["bad"]
+    assert serving.status(home, "old")[0].state == "stopped"
+
+
+def test_nothing_there_yet(home: Home) -> None:
+    assert serving.status(home) == []
+    for ask in (lambda: serving.stop(home, "x"), lambda: serving.logs(home, "x")):
+        with pytest.raises(UsageError, match="no server named x"):
+            ask()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-f", "x" * 65])
+def test_names_that_are_no_folder_names(home: Home, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        ServerFolder.of(home, name)
+
+
+def test_the_record_is_replaced_whole(home: Home) -> None:
+    folder = put(home, record())
+    folder.write(record(state="draining"))
+    assert folder.read() == record(state="draining", ready_at=folder.read().ready_at)  # type: ignore[union-attr]
+    assert [p.name for p in folder.root.iterdir()] == ["state.json"]
+
+
+def test_this_process_is_itself_and_a_dead_one_is_nobody() -> None:
+    assert start_mark(os.getpid()) == start_mark(os.getpid()) is not None
+    assert start_mark(2**22 + 1) is None
+    assert peak_rss(2**22 + 1) is None
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+@pytest.mark.parametrize("lines", [0, 1, 3, 5000, 20_000])
+def test_the_last_lines_of_a_large_log(home: Home, lines: int, ending: str) -> None:
+    folder = put(home, record(state="stopped"))
+    written = [f"line {n} {'x' * 40}" for n in range(10_000)]
+    folder.engine_log.write_text("\n".join(written) + ending)
+    wanted = written[-lines:] if lines else []
+    assert list(serving.logs(home, "one", lines=lines)) == wanted
+
+
+def test_a_server_without_a_log_has_no_lines(home: Home) -> None:
+    put(home, record(state="failed"))
+    assert list(serving.logs(home, "one")) == []
+
+
+@pytest.mark.parametrize(
+    ("returncode", "text", "cause", "retry"),
+    [
+        (1, "srv start: couldn't bind HTTP server socket, hostname: x", "port in use", True),
+        (1, "[Errno 98] error while attempting to bind: address already in use",
+         "port in use", True),
+        (1, "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer\n"
+            "llama_model_load: error loading model: unable to allocate CPU buffer",
+         "out of memory", False),
+        (-6, "CUDA error: out of memory", "out of memory", False),
+        (127, "llama-server: error while loading shared libraries: libggml.so", "missing library",
+         False),
+        (1, "ModuleNotFoundError: No module named 'xllamacpp'", "missing library", False),
+        (1, "error: invalid argument: --foo", "bad arguments", False),
+        (2, "error: unrecognized arguments: --foo", "bad arguments", False),
+        (1, "gguf_init_from_file: invalid magic characters", "unusable model", False),
+        (-9, "", "killed", True),
+        (1, "no idea", "unknown", True),
+    ],
+)  # fmt: skip
+def test_causes(returncode: int, text: str, cause: str, retry: bool) -> None:
+    found = causes.explain(returncode, text)
+    assert (found.name, found.retry) == (cause, retry)
+
+
+def test_the_error_ends_with_the_logs_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text("old: out of memory\n")
+    start = log.stat().st_size
+    with log.open("a") as stream:
+        stream.write("".join(f"line {n}\n" for n in range(20)))
+    text = causes.log_text(log, start)
+    assert "old" not in text
+    error = causes.exited(causes.explain(3, text), 3, log, text)
+    assert error.message.startswith("the server ended (exit status 3)\n  | line 12\n")
+    assert error.message.endswith("  | line 19")
+    assert str(log) in error.hint
+    assert causes.log_text(tmp_path / "absent", 0) == ""
+
+
+def test_a_spec_survives_its_file_and_holds_no_key(tmp_path: Path) -> None:
+    spec = Spec(
+        name="n", server="s", argv=("a", "b"), url="http://127.0.0.1:1", port=1, model="m",
+        bundle="b", ready_timeout=1.0, drain_timeout=1.0, drains=True, health=None, metrics=None,
+        key_file="/keys", env={"A": "b"},
+    )  # fmt: skip
+    spec.write(tmp_path / "spec.json")
+    assert Spec.read(tmp_path / "spec.json") == spec
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("box.local", "http://box.local:80"),
+    ],
+)
+def test_where_a_server_is_reached(host: str, url: str) -> None:
+    assert local_url(host, 80) == url
