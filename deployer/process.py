@@ -185,7 +185,7 @@ def run(
 
 
 def _copy_lines(stream: IO[bytes], log_path: Path, on_line: Callable[[str], None]) -> None:
-    with log_path.open("ab") as log:
+    with stream, log_path.open("ab") as log:
         for raw in stream:
             log.write(raw)
             log.flush()

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ from deployer.errors import StoreError
 from deployer.progress import Progress
 
 _KEY_LENGTH = 16
-_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+DISK_TROUBLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+)
+"""Error numbers that mean the store, not the work, is in trouble."""
 Build = Callable[[Path], Mapping[str, Any]]
 """Fills an empty folder with an artifact's files and returns what to record about them."""
 
@@ -55,16 +59,18 @@ class Store:
         try:
             record = json.loads(record_path.read_text(encoding="utf-8"))
             files = tuple(FileEntry.model_validate(entry) for entry in record["files"])
-            times: dict[str, int] = record["mtime_ns"]
-        except FileNotFoundError:
+            times, info = dict(record["mtime_ns"]), dict(record["info"])
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError):
+        except OSError as error:
+            raise _store_error(error, self.root) from error
+        except (ValueError, KeyError, TypeError):
             self._quarantine(stage, key)
             return None
         if not all(_unchanged(root, entry, times.get(entry.path)) for entry in files):
             self._quarantine(stage, key)
             return None
-        return Artifact(stage, key, root, record["info"], files)
+        return Artifact(stage, key, root, info, files)
 
     def get_or_build(
         self, stage: str, key: str, build: Build, progress: Progress
@@ -93,7 +99,7 @@ class Store:
             info = dict(build(work))
             return self._publish(stage, key, work, info)
         except OSError as error:
-            if error.errno in _DISK_TROUBLE:
+            if error.errno in DISK_TROUBLE:
                 raise _store_error(error, self.root) from error
             raise
         finally:
@@ -112,12 +118,19 @@ class Store:
             path = work / entry.path
             _flush(path)
             path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-        target = self.path(stage, key)
+        target, record_path = self.path(stage, key), self.record_path(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_tree(target)  # a folder without a record: its maker was killed right here
+        # A folder without a record, or half a record: their maker was killed right here.
+        remove_tree(target)
+        for leftover in target.parent.glob(f".{record_path.name}.*"):
+            leftover.unlink()
         work.rename(target)
-        _flush(target.parent)
-        write_atomically(self.record_path(stage, key), json.dumps(record, indent=1))
+        try:
+            _flush(target.parent)
+            write_atomically(record_path, json.dumps(record, indent=1))
+        except BaseException:
+            remove_tree(target)
+            raise
         return Artifact(stage, key, target, info, files)
 
     def _new_work_folder(self, stage: str, key: str) -> Path:
@@ -142,11 +155,14 @@ class Store:
     def _quarantine(self, stage: str, key: str) -> None:
         """Move a damaged artifact out of sight, where a person can still look at it."""
         folder = self.root / ".quarantine"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{stage}-{key[:_KEY_LENGTH]}-{sum(1 for _ in folder.iterdir())}"
-        with suppress(FileNotFoundError):  # another process was faster
-            self.record_path(stage, key).rename(folder / f"{name}.json")
-            self.path(stage, key).rename(folder / name)
+        name = f"{stage}-{key[:_KEY_LENGTH]}-{time.time_ns()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process was faster
+                self.record_path(stage, key).rename(folder / f"{name}.json")
+                self.path(stage, key).rename(folder / name)
+        except OSError as error:
+            raise _store_error(error, self.root) from error
 
 
 @contextmanager
@@ -171,9 +187,13 @@ def hold_lock(path: Path, holder: str, progress: Progress) -> Iterator[None]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -222,7 +242,8 @@ def _flush(path: Path) -> None:
 
 
 def _store_error(error: OSError, root: Path) -> StoreError:
+    verb = "open" if error.errno in (errno.EACCES, errno.EPERM) else "write to"
     return StoreError(
-        f"cannot write to {error.filename or root}: {error.strerror or error}",
+        f"cannot {verb} {error.filename or root}: {error.strerror or error}",
         "Check free space and permissions, or set DEPLOYER_HOME to another folder.",
     )

@@ -57,8 +57,8 @@ class Recorder:
             self.greenlets.append(gevent.spawn(self._end, environment))
 
     def _end(self, environment: Environment) -> None:
-        """End the test on time. Locust's `-t` counts from an older reading of the clock and ended
-        5 s runs after 3.3 s; here it is only a backstop."""
+        """End the test on time. With Locust's own `-t 5s` runs ended 3.3 s after their start; here
+        `-t` is only a backstop."""
         end = self.started + SETTINGS.warmup_s + SETTINGS.duration_s
         while (left := end - time.monotonic()) > 0:
             gevent.sleep(min(left, 1.0))

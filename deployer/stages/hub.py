@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,14 +12,15 @@ from deployer.artifacts import file_digest
 from deployer.checkpoint import require_safetensors, wanted_files
 from deployer.errors import SourceError
 from deployer.progress import Step
-from deployer.store import link_or_copy, require_space
+from deployer.store import DISK_TROUBLE, link_or_copy, require_space
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 Result = TypeVar("Result")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-ATTEMPTS = 4
+PAUSES = (2.0, 4.0, 8.0)
+"""Seconds between attempts when a download breaks off."""
 
 
 def resolve_revision(repository: str, revision: str | None) -> str:
@@ -63,11 +64,10 @@ def download(repository: str, commit: str, target: Path, cache: Path, step: Step
 def _info(repository: str, revision: str | None) -> ModelInfo:
     from huggingface_hub import HfApi
 
-    return _translated(
-        repository,
-        revision,
-        lambda: HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30),
-    )
+    def ask() -> ModelInfo:
+        return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30)
+
+    return _persist(repository, revision, ask, ())
 
 
 def _bar(step: Step, before: int, total: int) -> type:
@@ -99,21 +99,29 @@ def _download_file(repository: str, commit: str, name: str, cache: Path, bar: ty
             hf_hub_download(repository, name, revision=commit, cache_dir=cache, tqdm_class=bar)
         )
 
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return _translated(repository, commit, fetch)
-        except _UnreachableError:
-            time.sleep(2**attempt)
-    return _translated(repository, commit, fetch)
+    return _persist(repository, commit, fetch, PAUSES)
 
 
 class _UnreachableError(SourceError):
     """The hub did not answer; another attempt may succeed."""
 
 
+def _persist(
+    repository: str, revision: str | None, call: Callable[[], Result], pauses: Sequence[float]
+) -> Result:
+    """Call the hub; while it cannot be reached, again after each pause (seconds)."""
+    for pause in (*pauses, None):
+        try:
+            return _translated(repository, revision, call)
+        except _UnreachableError as error:
+            if pause is None:
+                raise SourceError(error.message, error.hint) from error.__cause__
+            time.sleep(pause)
+    raise AssertionError("the last pause is None")
+
+
 def _translated(repository: str, revision: str | None, call: Callable[[], Result]) -> Result:
     """Call the hub; its exceptions become SourceErrors of one sentence and a hint."""
-    import httpx
     from huggingface_hub import errors
 
     at = f"{repository} at {revision}" if revision else repository
@@ -133,14 +141,34 @@ def _translated(repository: str, revision: str | None, call: Callable[[], Result
         raise SourceError(
             f"{repository} has no revision {revision}", "Check source.revision."
         ) from error
+    except errors.HFValidationError as error:
+        raise SourceError(f"{at}: {error}", "Check source.huggingface.") from error
+    except errors.DisabledRepoError as error:
+        raise SourceError(f"the hub has disabled {repository}", "Use another model.") from error
     except errors.EntryNotFoundError as error:
-        raise SourceError(f"a file is missing from {at}: {error}") from error
-    except (OSError, httpx.HTTPError, errors.HfHubHTTPError) as error:
-        raise _UnreachableError(
-            f"the model hub could not be reached for {at} ({_short(error)})",
-            "Check the network and HF_ENDPOINT, or use source.path, source.gguf or "
-            "source.package. What was downloaded is kept, and the next build resumes.",
-        ) from error
+        if not isinstance(error, errors.LocalEntryNotFoundError):
+            raise SourceError(f"a file is missing from {at}: {_short(error)}") from error
+        raise _unreachable(at, error) from error  # "not in the cache, and no connection"
+    except (OSError, RuntimeError, _transport_error()) as error:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            raise
+        raise _unreachable(at, error) from error
+
+
+def _transport_error() -> type[Exception]:
+    """What a broken connection raises: of requests, httpx or httpx2, as the release has it."""
+    from huggingface_hub import errors
+
+    base: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    return base
+
+
+def _unreachable(at: str, error: Exception) -> _UnreachableError:
+    return _UnreachableError(
+        f"the model hub could not be reached for {at} ({_short(error)})",
+        "Check the network and HF_ENDPOINT, or use source.path, source.gguf or "
+        "source.package. What was downloaded is kept, and the next build resumes.",
+    )
 
 
 def _short(error: Any) -> str:

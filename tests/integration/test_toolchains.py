@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 import shutil
+import struct
 import time
 from pathlib import Path
 
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.integration
 
 STRINGS = [
     "Hello, world!", " leading space", "   three spaces", "trailing  ", "tab\tand\r\nlines\n\n\n",
-    "你好,世界。今天天气怎么样?", "日本語とカタカナ 한국어", "🙂🚀👩‍👩‍👧‍👦 emoji", "naïve Å e\u0301",
-    "مرحبا",
+    "你好,世界。今天天气怎么样?", "日本語とカタカナ 한국어", "🙂🚀👩‍👩‍👧‍👦 emoji",
+    "naïve Å e\u0301", "مرحبا",
     "<|im_start|>user\nhi<|im_end|>", "<|endoftext|>", "x" * 40 + " " * 64 + "y",
     "1234567890 3.14159 0x1F", "def f(x):\n    return x**2", "don't we'll I'M", "", " ", "\n",
 ]  # fmt: skip
@@ -185,6 +186,57 @@ def test_a_nan_is_found_in_the_converted_file(demo_f16, work, tmp_path):
         work("llama-cpp", "quantize_gguf", request)
 
 
+def _tensors(path):
+    """Name -> (type, shape, bytes) of a safetensors file."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return {
+        name: (t["dtype"], t["shape"], content[8 + length :][slice(*t["data_offsets"])])
+        for name, t in header.items()
+    }
+
+
+TINY = """
+import sys, torch, transformers
+kind, tied, out = sys.argv[1], sys.argv[2] == "tied", sys.argv[3]
+torch.manual_seed(0)
+config = transformers.AutoConfig.for_model(
+    kind, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, vocab_size=49152, max_position_embeddings=256,
+    tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, attention_bias=kind == "llama")
+model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+for name, weight in model.named_parameters():
+    torch.nn.init.normal_(weight, std=0.5)
+model.save_pretrained(out)
+"""
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("llama", "untied"), ("qwen3", "tied")])
+def test_a_checkpoint_comes_back_from_gguf_unchanged(
+    home, demo_checkpoint, work, tmp_path, kind, tied
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    convert = provision.ensure("convert", home)
+    process.run(
+        [str(convert.python), "-I", "-c", TINY, kind, tied, str(first)],
+        env=process.clean_environment(), log_path=tmp_path / "log", timeout=120,
+    )  # fmt: skip
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_checkpoint / name, first / name)
+    request = {
+        "source_tree": str(convert.source), "checkpoint": str(first), "type": "bf16",
+        "out": str(tmp_path / "tiny.gguf"),
+    }  # fmt: skip
+    work("convert", "convert_checkpoint", request)
+    again = {"gguf": request["out"], "out_dir": str(second)}
+    work("convert", "dequantize_gguf", again)
+    before, after = (_tensors(folder / "model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
 def test_unsupported_architecture_is_named(home, demo_checkpoint, work, tmp_path):
     checkpoint = tmp_path / "odd"
     shutil.copytree(demo_checkpoint, checkpoint)
@@ -297,10 +349,12 @@ def test_two_processes_at_once_share_one_installation(empty_home, home, monkeypa
 def test_a_killed_builder_leaves_nothing_that_hinders_the_next(empty_home, home, monkeypatch):
     monkeypatch.setenv("UV_CACHE_DIR", str(home.cache / "uv"))
     context = multiprocessing.get_context("spawn")
-    builder = context.Process(target=_ensure, args=(str(empty_home.root), context.Queue()))
+    results = context.Queue()
+    builder = context.Process(target=_ensure, args=(str(empty_home.root), results))
     builder.start()
     deadline = time.monotonic() + 60
-    while not list(empty_home.toolchains.glob("llama-cpp-*")) and time.monotonic() < deadline:
+    while not list(empty_home.toolchains.glob("llama-cpp-*/env")):
+        assert time.monotonic() < deadline, "the builder never began"
         time.sleep(0.005)
     builder.kill()
     builder.join(30)

@@ -8,7 +8,7 @@ import random
 import resource
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,9 @@ def test_a_pickle_only_folder_is_refused_and_never_loaded(tmp_path: Path, suffix
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     assert "no *.safetensors" in refusal(checkpoint(tmp_path / "model", ()))
-    with pytest.raises(SourceError, match="name and revision"):
-        try:
-            require_safetensors(["README.md"], "some/model")
-        except SourceError as error:
-            raise SourceError(error.hint) from error
+    with pytest.raises(SourceError) as caught:
+        require_safetensors(["README.md"], "some/model")
+    assert "name and revision" in caught.value.hint
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -333,8 +331,6 @@ def test_a_file_that_may_not_be_read_is_named(
 
 # Anything at all
 
-Mutate = Callable[[random.Random, bytes], bytes]
-
 
 def mutate(rng: random.Random, content: bytes) -> bytes:
     data = bytearray(content)
@@ -393,9 +389,9 @@ def test_any_header_is_taken_or_refused(
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_ten_thousand_mutated_files_are_taken_or_refused(folder: Path, name: str) -> None:
+def test_thousands_of_mutated_files_are_taken_or_refused(folder: Path, name: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for seed in range(10_000):
+    for seed in range(3_400):
         started = time.process_time()
         check_anything(folder, name, mutate(random.Random(seed), TARGETS[name]))
         assert time.process_time() - started < 5.0, f"seed {seed}"

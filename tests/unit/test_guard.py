@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import GUARD
+from guard import GUARD
 
 from deployer.home import default_home
 
