@@ -6,7 +6,10 @@ error. Heavy modules are imported inside the commands, so that `deployer --help`
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import math
 import os
 import sys
 import traceback
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from deployer.progress import Progress
     from deployer.serving import ServerRecord
 
+_SYSTEM_TROUBLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR,
+     errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)  # fmt: skip
 Function = TypeVar("Function", bound=Callable[..., Any])
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 json_option = click.option(
@@ -114,16 +121,25 @@ def serve(
     """
     from deployer.workflow import running
 
+    said = False
+
     def ready(record: ServerRecord) -> None:
+        nonlocal said
         if as_json and not detach:
+            said = True
             emit(record.as_json())
             sys.stdout.flush()
         elif not as_json:
             _print_ready(record)
 
-    record = running.serve(
-        what, overrides, default_home(), _reporter(), name=name, detach=detach, on_ready=ready
-    )
+    try:
+        record = running.serve(
+            what, overrides, default_home(), _reporter(), name=name, detach=detach, on_ready=ready
+        )
+    except DeployerError as error:
+        if not said:
+            raise
+        sys.exit(_explain(error, as_json=False))  # the one document is printed already
     if detach:
         if as_json:
             emit(record.as_json())
@@ -355,8 +371,16 @@ def completion(shell: str, as_json: bool) -> None:
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document on standard output."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """Print one JSON document on standard output; NaN and infinity, which JSON has not, as null."""
+    click.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_ready(record: ServerRecord) -> None:
@@ -377,6 +401,9 @@ def _reporter() -> Progress:
 def main() -> None:
     """The `deployer` command: runs it and ends the process with the documented exit code."""
     as_json = "--json" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names and models may say anything
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(prog_name="deployer", standalone_mode=False)
     except DeployerError as error:
@@ -384,11 +411,12 @@ def main() -> None:
     except click.ClickException as error:
         code = _explain_usage(error, as_json)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
-        code = EXIT_INTERRUPTED
+        code = _explain_interrupt(as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        code = _explain_system(error, as_json)
     except Exception as error:
         code = _report_bug(error, as_json, default_home())
     sys.exit(code if isinstance(code, int) else 0)
@@ -413,6 +441,28 @@ def _explain_usage(error: click.ClickException, as_json: bool) -> int:
     else:
         error.show()
     return error.exit_code
+
+
+def _explain_interrupt(as_json: bool) -> int:
+    if as_json:
+        emit({"error": {"type": "Interrupted", "message": "interrupted", "hint": ""}})
+    else:
+        click.echo("Interrupted.", err=True)
+    return EXIT_INTERRUPTED
+
+
+def _explain_system(error: OSError, as_json: bool) -> int:
+    """A full disk, a folder that may not be written: the machine's state and no bug of ours."""
+    if error.errno not in _SYSTEM_TROUBLE:
+        return _report_bug(error, as_json, default_home())
+    where = f"{error.filename}: " if error.filename else ""
+    return _explain(
+        DeployerError(
+            f"{where}{error.strerror}",
+            "Check free space and permissions, or set DEPLOYER_HOME to another folder.",
+        ),
+        as_json,
+    )
 
 
 def _report_bug(error: Exception, as_json: bool, home: Home) -> int:

@@ -11,6 +11,7 @@ cache/       downloads; safe to delete
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,10 @@ def default_home() -> Home:
     """`$DEPLOYER_HOME`, or the user's data folder for applications."""
     override = os.environ.get("DEPLOYER_HOME")
     if override:
-        return Home(Path(override).expanduser().resolve())
+        root = Path(override)
+        with contextlib.suppress(RuntimeError):  # "~name" of a user who does not exist
+            root = root.expanduser()
+        return Home(root.resolve())
     import platformdirs  # only here: it is slow to import
 
     return Home(Path(platformdirs.user_data_dir("deployer", appauthor=False)))

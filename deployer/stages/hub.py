@@ -152,6 +152,11 @@ def _translated(repository: str, revision: str | None, call: Callable[[], Result
     except (OSError, RuntimeError, _transport_error()) as error:
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             raise
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise SourceError(
+                f"the hub refuses access to {at} ({_short(error)})",
+                "Set HF_TOKEN to a valid token of an account that may read it.",
+            ) from error
         raise _unreachable(at, error) from error
 
 

@@ -45,9 +45,10 @@ def build(archive: Path, spec: ToolchainSpec, root: Path, step: Step, log_path: 
     configure = [
         str(programs / "cmake"), "-S", str(tree), "-B", str(made), "-G", "Ninja",
         f"-DCMAKE_MAKE_PROGRAM={programs / 'ninja'}", *spec.cmake,
-        # Found by each other wherever they lie; and no look at the git folder we may be in.
+        # Found by each other wherever they lie; and named by their release, not by the commit of
+        # whatever git folder they are compiled in.
         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
-        "-DCMAKE_DISABLE_FIND_PACKAGE_Git=ON",
+        "-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={spec.source.folder}",
     ]  # fmt: skip
     compile_all = [str(programs / "cmake"), "--build", str(made), "--parallel", str(_jobs())]
     compile_all += ["--target", *spec.targets]

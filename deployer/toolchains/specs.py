@@ -86,8 +86,8 @@ class ToolchainSpec:
 
     `imports` and `programs` are the health check. `versions` are the distributions whose versions
     are recorded. Of the llama.cpp tree, `source_parts` are kept in the installation, and
-    `build_parts` are what compiling needs. `python` and `platform` are set where the lock covers only one. `needs_mb` is
-    the disk space an installation takes, with what is downloaded for it.
+    `build_parts` are what compiling needs. `python` and `platform` are set where the lock covers
+    only one. `needs_mb` is the disk space an installation takes, with what is downloaded for it.
     """
 
     name: str

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import builds
+import psutil
 import streams
 from commands import (
     DEPLOYER,
@@ -47,6 +48,8 @@ SLOTS, CONTEXT = 8, 2048
 REQUESTS = {1: 4, 8: 2, 16: 2}
 """Requests that each stream sends, by number of streams."""
 BARE = "bare llama-server"
+QUIET, QUIET_TIMEOUT = 0.1, 20.0
+"""Others may use this share of the processor; seconds to wait for them before a measurement."""
 Serve = Callable[[], AbstractContextManager[str]]
 
 
@@ -80,6 +83,14 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def wait_for_quiet() -> float:
+    """Wait a while for the processor to be idle; gives the share of it that was busy last."""
+    deadline = time.monotonic() + QUIET_TIMEOUT
+    while (busy := psutil.cpu_percent(interval=1.0) / 100) > QUIET and time.monotonic() < deadline:
+        pass
+    return busy
+
+
 def measure_help() -> list[float]:
     """Milliseconds of `deployer --help`."""
     taken = []
@@ -97,9 +108,9 @@ def measure_builds(home: Home, rounds: int) -> tuple[dict[str, Any], Path]:
     for number in range(rounds):
         for who in ("hand", "deployer") if number % 2 == 0 else ("deployer", "hand"):
             if who == "hand":
-                steps, extra = builds.by_hand(RECIPE, home)
+                steps, extra = builds.by_hand(RECIPE, home, with_checks=not checks)
                 hand.append(steps)
-                checks.append(extra)
+                checks += [extra] if extra else []
             else:
                 document, seconds = builds.by_deployer(RECIPE, home)
                 ours.append(seconds)
@@ -131,8 +142,12 @@ def contenders(bundle: Path, home: Home) -> dict[str, Serve]:
 
 def measure_throughput(
     serves: dict[str, Serve], model: str, levels: list[int], rounds: int, tokens: int
-) -> dict[str, dict[int, list[float]]]:
-    """Output tokens per second of each contender at each number of streams, once a round."""
+) -> tuple[dict[str, dict[int, list[float]]], list[float]]:
+    """Output tokens per second of each contender at each number of streams, once a round.
+
+    And the share of the processor that others used before each turn.
+    """
+    busy: list[float] = []
     names = list(serves)
     rates: dict[str, dict[int, list[float]]] = {n: {k: [] for k in levels} for n in names}
     for number in range(rounds):
@@ -140,6 +155,7 @@ def measure_throughput(
         for name in turn if number % 2 == 0 else reversed(turn):
             with serves[name]() as endpoint:
                 streams.measure(endpoint, model, SLOTS, 1, 8)  # warm-up: touch every slot
+                busy.append(wait_for_quiet())
                 for level in levels:
                     count = REQUESTS.get(level, 2)
                     outcome = streams.measure(endpoint, model, level, count, tokens)
@@ -148,7 +164,7 @@ def measure_throughput(
                     rates[name][level].append(outcome.tokens_per_second)
             shown = ", ".join(f"{k}: {rates[name][k][-1]:.1f}" for k in levels)
             say(f"  round {number + 1}/{rounds} {name}: output tok/s at streams {shown}")
-    return rates
+    return rates, busy
 
 
 def lines_of(document: dict[str, Any]) -> list[Line]:
@@ -189,12 +205,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         build, bundle = measure_builds(cold, options.builds)
         say("servers")
         serves, model = contenders(bundle, cold), Bundle.read(bundle).manifest.name
-        rates = measure_throughput(serves, model, options.streams, options.rounds, options.tokens)
+        rates, busy = measure_throughput(
+            serves, model, options.streams, options.rounds, options.tokens
+        )
     return {
         "host": machine, "versions": versions, "recipe": RECIPE.name,
         "settings": {"rounds": options.rounds, "builds": options.builds, "tokens": options.tokens,
                      "slots": SLOTS, "context": CONTEXT, "threads": usable_cores()},
-        "throughput": rates, "build": build, "help_ms": help_ms,
+        "throughput": rates, "busy_before": busy, "build": build, "help_ms": help_ms,
     }  # fmt: skip
 
 
@@ -212,8 +230,11 @@ def show(document: dict[str, Any], lines: list[Line]) -> None:
         f"{document['settings']['tokens']} output tokens a request; {len(made['by_deployer'])} "
         "builds each. Medians; ratios of medians.",
     ])  # fmt: skip
-    if host["load_before"][0] > 0.5:
-        print_lines(["The machine was busy when this began: measure again when it is quiet."])
+    most = max(document["busy_before"])
+    if most > QUIET:
+        print_lines(
+            [f"Others used up to {most:.0%} of the processor: measure again when it is quiet."]
+        )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -104,6 +104,7 @@ REFUSALS: list[tuple[Callable[[], Exception], str, str]] = [
     (lambda: errors.LocalEntryNotFoundError("x"), "could not be reached", "network"),
     (lambda: errors.OfflineModeIsEnabled("offline"), "could not be reached", "network"),
     (lambda: errors.HfHubHTTPError("502 Bad Gateway", response=response(502)), "502 Bad", "netw"),
+    (lambda: errors.HfHubHTTPError("403 x", response=response(403)), "refuses access", "HF_TOK"),
     (lambda: errors.HFValidationError("bad name"), "bad name", "source.huggingface"),
     (lambda: ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "refused", "network"),
     (lambda: TimeoutError("slow"), "could not be reached", "HF_ENDPOINT"),
@@ -159,7 +160,7 @@ def test_an_unpinned_revision_is_resolved(fake: FakeHub) -> None:
 
 @pytest.mark.parametrize(
     ("refusal", "words"),
-    [(GATED, "is gated"), (ABSENT, "no model repository"), ((401, ""), "no model repository")],
+    [(GATED, "is gated"), (ABSENT, "no model repository"), ((401, ""), "refuses access")],
 )
 def test_the_hub_refuses(fake: FakeHub, refusal: tuple[int, str], words: str) -> None:
     fake.refusal = refusal
@@ -195,8 +196,9 @@ def test_a_second_download_fetches_nothing(fake: FakeHub, tmp_path: Path, step: 
 
 
 def test_a_download_cut_short_is_resumed(
-    fake: FakeHub, tmp_path: Path, step: Step, pauses: list[float]
+    fake: FakeHub, tmp_path: Path, step: Step, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 5)
     fake.cuts["model.safetensors"] = 10
     download(tmp_path / "model", tmp_path / "cache", step)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == WEIGHTS

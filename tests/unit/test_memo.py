@@ -1,0 +1,70 @@
+"""Remembered hashes: right after every change, and worth nothing when damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from deployer import memo as module
+from deployer.artifacts import file_digest
+from deployer.memo import DigestMemo
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were really read."""
+    read: list[Path] = []
+
+    def digest(path: Path) -> str:
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(module, "file_digest", digest)
+    return read
+
+
+def test_a_file_is_hashed_once(tmp_path: Path, hashed: list[Path]) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("weights", encoding="utf-8")
+    for _ in range(3):
+        memo = DigestMemo.load(tmp_path / "cache" / "digests.json")
+        assert memo.digest(path) == file_digest(path)
+    assert hashed == [path]
+
+
+@pytest.mark.parametrize("change", ["content", "size", "time"])
+def test_a_changed_file_is_hashed_again(tmp_path: Path, hashed: list[Path], change: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("weights", encoding="utf-8")
+    memo = DigestMemo.load(tmp_path / "digests.json")
+    memo.digest(path)
+    match change:
+        case "content":
+            path.write_text("WEIGHTS", encoding="utf-8")
+            os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+        case "size":
+            path.write_text("more weights", encoding="utf-8")
+        case _:
+            os.utime(path, ns=(1, 1))
+    assert memo.digest(path) == file_digest(path)
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": 1', "\x00"])
+def test_a_damaged_memory_is_forgotten(tmp_path: Path, hashed: list[Path], content: str) -> None:
+    (tmp_path / "digests.json").write_text(content, encoding="utf-8")
+    path = tmp_path / "model.gguf"
+    path.write_text("weights", encoding="utf-8")
+    assert DigestMemo.load(tmp_path / "digests.json").digest(path) == file_digest(path)
+    assert isinstance(json.loads((tmp_path / "digests.json").read_text("utf-8")), dict)
+
+
+def test_a_memory_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    path = tmp_path / "model.gguf"
+    path.write_text("weights", encoding="utf-8")
+    memo = DigestMemo.load(tmp_path / "file" / "digests.json")
+    assert memo.digest(path) == file_digest(path)

