@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from deployer.progress import Progress as ProgressProtocol
 from deployer.progress import Step
@@ -23,7 +24,7 @@ PLAIN_SECONDS = 15.0
 
 def reporter(quiet: bool = False) -> ProgressProtocol:
     """The progress display that fits standard error."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     if quiet:
         return PlainProgress(console, steps=False)
     return BarProgress(console) if console.is_terminal else PlainProgress(console)
@@ -98,12 +99,12 @@ class BarProgress:
             yield _BarStep(self.bar, task)
             self.bar.remove_task(task)
             return
-        columns = (
+        columns = (  # without markup: a file may be named "[/x].gguf"
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             self.bar = bar
@@ -112,7 +113,8 @@ class BarProgress:
             finally:
                 self.bar = None
         seconds = time.monotonic() - started
-        self.console.print(f"[green]✓[/green] {title} [dim]({seconds:.1f} s)[/dim]")
+        line = Text.assemble(("✓ ", "green"), title, (f" ({seconds:.1f} s)", "dim"))
+        self.console.print(line)
 
     def note(self, message: str) -> None:
         self.console.print(f"  {message}", markup=False)
@@ -127,7 +129,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 160
-    Console(highlight=False, width=width).print(table)
+    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
 
 
 def print_lines(lines: Sequence[str]) -> None:

@@ -56,7 +56,12 @@ class FakeContext(StageContext):
         return dict(answer(request) if callable(answer) else answer)
 
     def work(
-        self, worker: str, toolchain: str, request: Mapping[str, Any], step: Step | None = None
+        self,
+        worker: str,
+        toolchain: str,
+        request: Mapping[str, Any],
+        step: Step | None = None,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
         self.toolchain(toolchain)
         return self._answer(worker, request)

@@ -140,8 +140,8 @@ def _python_server(model: ModelToServe, serve: Serve, facts: Facts) -> Launch:
         arguments += ["--api-key-file", serve.api_key_file]
     command = Command(PYTHON, worker="serve_llama_cpp_python", arguments=tuple(arguments))
     warning = (
-        "the llama-cpp-python server handles one request at a time and breaks streams under "
-        "concurrent load; serve.server: auto takes one that does not"
+        "the llama-cpp-python server handles one request at a time: under load the others wait, "
+        "and streams carry no usage; serve.server: auto takes a server that batches them"
     )
     return Launch(
         "llama-cpp-python", command, drains=True, health=None, metrics=None, warnings=(warning,)

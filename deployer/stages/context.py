@@ -42,11 +42,17 @@ class StageContext:
         return path
 
     def work(
-        self, worker: str, toolchain: str, request: Mapping[str, Any], step: Step | None = None
+        self,
+        worker: str,
+        toolchain: str,
+        request: Mapping[str, Any],
+        step: Step | None = None,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Run a worker in a toolchain and give its response."""
+        """Run a worker in a toolchain, for at most `timeout` seconds, and give its response."""
         entered = self.toolchain(toolchain)
-        return run_worker(entered, worker, request, log_path=self.log(worker), step=step)
+        log_path = self.log(worker)
+        return run_worker(entered, worker, request, log_path=log_path, step=step, timeout=timeout)
 
     def require_finite(self, weights: Path) -> None:
         """Raise StageError, naming the tensor, where a weight is NaN or infinite.

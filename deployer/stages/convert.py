@@ -11,6 +11,8 @@ from deployer.gguf_file import inspect_gguf
 from deployer.stages.context import StageContext
 
 GGUF = "model.gguf"
+PARITY_SECONDS = 600.0
+"""A template is somebody else's program: the comparison never takes longer than this."""
 TRICKY_STRINGS = (
     "Hello, world!",
     " leading space",
@@ -65,9 +67,14 @@ def run(
 def _compare(checkpoint: Path, gguf: Path, context: StageContext) -> dict[str, Any]:
     question = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
     before = context.work(
-        "checkpoint_parity", "convert", {"checkpoint": str(checkpoint), **question}
+        "checkpoint_parity",
+        "convert",
+        {"checkpoint": str(checkpoint), **question},
+        timeout=PARITY_SECONDS,
     )
-    after = context.work("gguf_parity", "llama-cpp", {"gguf": str(gguf), **question})
+    after = context.work(
+        "gguf_parity", "llama-cpp", {"gguf": str(gguf), **question}, timeout=PARITY_SECONDS
+    )
     problems = differences(before, after)
     if problems:
         raise StageError(
@@ -75,7 +82,7 @@ def _compare(checkpoint: Path, gguf: Path, context: StageContext) -> dict[str, A
             + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""),
             "The converter does not know this tokenizer well; serving it would change answers.",
         )
-    return {"strings": len(TRICKY_STRINGS), "chat_template": before.get("rendered") is not None}
+    return {"strings": len(TRICKY_STRINGS), "chat_template": before["rendered"] is not None}
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -86,8 +93,15 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         for text, ours, theirs in pairs
         if ours != theirs
     ]
-    if before.get("rendered") != after.get("rendered"):
+    if before["rendered"] != after["rendered"]:
         problems.append("the chat template renders the same conversation differently")
+    elif before["rendered_ids"] != after["rendered_ids"]:
+        problems.append("the rendered conversation gives other ids")
+    problems += [
+        f"{name} is {before[name]} before and {after[name]} after"
+        for name in ("bos", "eos", "vocab_size")
+        if before[name] != after[name]
+    ]
     return problems
 
 

@@ -30,6 +30,7 @@ def main() -> int:
     import uvicorn
     from llama_cpp.server.app import create_app
     from llama_cpp.server.settings import ModelSettings, ServerSettings
+    from sse_starlette.sse import AppStatus
 
     model = ModelSettings(
         model=args.model,
@@ -47,6 +48,7 @@ def main() -> int:
         interrupt_requests=False,  # True cuts a running stream off when another request comes
     )
     app = create_app(server_settings=server, model_settings=[model])
+    AppStatus.disable_automatic_graceful_drain()  # else SIGTERM cuts streams off
     uvicorn.run(app, host=args.host, port=args.port)
     return 0
 

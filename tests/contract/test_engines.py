@@ -110,12 +110,12 @@ def skip_if_missing(server: str, home: Home) -> None:
 def running(
     request: pytest.FixtureRequest,
     home: Home,
-    demo_f16: Path,
+    demo_gguf: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Running]:
     skip_if_missing(request.param, home)
     folder = tmp_path_factory.mktemp(f"contract-{request.param}")
-    with serving_it(request.param, home, demo_f16, folder) as one:
+    with serving_it(request.param, home, demo_gguf, folder) as one:
         yield one
 
 
@@ -210,12 +210,12 @@ def test_it_listens_on_loopback_only(running: Running) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("server", SERVERS)
 def test_stop_lets_a_running_stream_finish(
-    server: str, home: Home, demo_f16: Path, tmp_path: Path
+    server: str, home: Home, demo_gguf: Path, tmp_path: Path
 ) -> None:
     skip_if_missing(server, home)
     request = chat("Tell a long story.", max_tokens=64, stream=True, ignore_eos=True)
     with (
-        serving_it(server, home, demo_f16, tmp_path) as one,
+        serving_it(server, home, demo_gguf, tmp_path) as one,
         ThreadPoolExecutor(1) as pool,
         one.client() as client,
         client.stream("POST", "/v1/chat/completions", json=request) as stream,

@@ -39,14 +39,14 @@ def own_home(home: Home, tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def bundle(demo_f16: Path) -> Bundle:
+def bundle(demo_gguf: Path) -> Bundle:
     manifest = Manifest(
-        name="demo", digest="0", engine="llama.cpp", weights=demo_f16.name,
-        size_bytes=demo_f16.stat().st_size, bits_per_weight=16.0, files=(), recipe={}, serve={},
+        name="demo", digest="0", engine="llama.cpp", weights=demo_gguf.name,
+        size_bytes=demo_gguf.stat().st_size, bits_per_weight=16.0, files=(), recipe={}, serve={},
         source={}, quantization={"kv_bytes_per_token": 23040}, quality={}, parity={}, tools={},
         created_by="test",
     )  # fmt: skip
-    return Bundle(demo_f16.parent, manifest)
+    return Bundle(demo_gguf.parent, manifest)
 
 
 def serve_settings(**changes: object) -> Serve:

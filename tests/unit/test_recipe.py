@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from guard import REPOSITORY
 from hypothesis import example, given, strategies
 from pydantic import ValidationError
 

@@ -194,7 +194,10 @@ def test_a_package_that_cannot_be_fetched_is_explained(
 
 # Convert
 
-AGREE = {"ids": [[1, 2]] * len(convert.TRICKY_STRINGS), "rendered": "<|im_start|>"}
+AGREE = {
+    "ids": [[1, 2]] * len(convert.TRICKY_STRINGS), "rendered": "<|im_start|>",
+    "rendered_ids": [1, 2], "bos": 1, "eos": 2, "vocab_size": 9,
+}  # fmt: skip
 
 
 def converted(tmp_path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
@@ -229,10 +232,16 @@ def test_other_token_ids_stop_the_build(tmp_path: Path) -> None:
 def test_another_chat_template_stops_the_build(tmp_path: Path) -> None:
     ids = [[9]] * len(convert.TRICKY_STRINGS)
     with pytest.raises(StageError, match=rf"and {len(ids)} more"):
-        converted(tmp_path, AGREE, {"ids": ids, "rendered": "other"})
+        converted(tmp_path, AGREE, {**AGREE, "ids": ids, "rendered": "other"})
     assert convert.differences(AGREE, {**AGREE, "rendered": None}) == [
         "the chat template renders the same conversation differently"
     ]
+
+
+@pytest.mark.parametrize("field", ["rendered_ids", "bos", "eos", "vocab_size"])
+def test_other_special_tokens_stop_the_build(field: str) -> None:
+    (problem,) = convert.differences(AGREE, {**AGREE, field: None})
+    assert field.split("_")[0] in problem
 
 
 def test_a_model_without_a_chat_template_is_no_difference(tmp_path: Path) -> None:

@@ -1,0 +1,400 @@
+"""Plan, build, find and serve, with workers that answer from a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_files import F16, Q4_0, Tensor, gguf
+from stage_doubles import FakeContext
+
+from deployer import serving
+from deployer.artifacts import MANIFEST, Bundle
+from deployer.errors import (
+    LoadTestError,
+    PlanError,
+    QualityGateError,
+    SourceError,
+    StoreError,
+    UsageError,
+)
+from deployer.home import Home
+from deployer.progress import SILENT
+from deployer.recipe import Serve
+from deployer.serving import ServerRecord
+from deployer.workflow import building, bundles, running
+
+SOURCE = gguf(tensors=[Tensor("a", (64, 3), F16)])
+SMALLER = gguf(tensors=[Tensor("a", (64, 3), Q4_0)])
+RECIPE = """\
+version: 1
+name: tiny
+source: {gguf: model.gguf}
+quantization: {method: gguf, scheme: q4_0}
+"""
+
+
+class Workers:
+    """Stand for the toolchains: how good each file is, and what was run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.perplexity = {SOURCE: 10.0, SMALLER: 11.0}
+        self.ran: list[str] = []
+
+    def context(self, *_: object) -> FakeContext:
+        return FakeContext(
+            self.root, {"quantize_gguf": self.quantize, "score_llama_cpp": self.score}
+        )
+
+    def quantize(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self.ran.append(f"quantize {request['scheme']}")
+        Path(request["out"]).write_bytes(SMALLER)
+        return {"substitutions": []}
+
+    def score(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        content = Path(request["gguf"]).read_bytes()
+        self.ran.append("score " + ("smaller" if content == SMALLER else "source"))
+        return {
+            "perplexity": self.perplexity[content], "tokens": request["tokens"],
+            "ids_sha256": "i", "engine_version": "1", "sample": " Paris.", "top1": [1, 2],
+        }  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    made = Workers(tmp_path)
+    monkeypatch.setattr(building, "StageContext", made.context)
+    return made
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "model.gguf").write_bytes(SOURCE)
+    return path
+
+
+def build(recipe: Path, home: Home, *overrides: str) -> building.BuildResult:
+    return building.build(recipe, overrides, home, SILENT)
+
+
+def rebuilt(result: building.BuildResult) -> set[str]:
+    return {stage.name for stage in result.stages if not stage.cached}
+
+
+# Build
+
+
+def test_a_build_makes_a_bundle(recipe: Path, home: Home, workers: Workers) -> None:
+    result = build(recipe, home)
+    assert rebuilt(result) == {"fetch", "quantize", "baseline", "evaluate", "package"}
+    assert workers.ran == ["quantize q4_0", "score source", "score smaller"]
+    bundle = result.bundle
+    assert bundle.root.parent == home.bundles / "tiny"
+    assert bundle.weights.read_bytes() == SMALLER
+    assert bundle.manifest.quality["perplexity_ratio"] == {"value": 1.1}
+    assert bundle.manifest.tools["llama-cpp"] == "1.0"
+    assert not list((home.store / ".tmp").iterdir())
+
+
+def test_its_document_has_what_scripts_depend_on(
+    recipe: Path, home: Home, workers: Workers
+) -> None:
+    document = json.loads(json.dumps(build(recipe, home).as_json()))
+    assert {
+        "bundle",
+        "digest",
+        "cached",
+        "size_bytes",
+        "bits_per_weight",
+        "stages",
+        "quality",
+    } <= set(document)
+    assert document["bits_per_weight"] == 4.5
+    assert document["stages"][0].keys() == {"name", "seconds", "cached"}
+    assert not document["cached"]
+
+
+def test_its_description_is_in_words(recipe: Path, home: Home, workers: Workers) -> None:
+    text = "\n".join(build(recipe, home).describe())
+    assert "4.50 bits a weight (1 Q4_0)" in text
+    assert "1.100 x the 16-bit model's" in text
+    assert "reused: nothing" in text
+    assert "reused: fetch, quantize" in "\n".join(build(recipe, home).describe())
+
+
+def test_an_unchanged_rebuild_runs_nothing(recipe: Path, home: Home, workers: Workers) -> None:
+    first = build(recipe, home)
+    workers.ran.clear()
+    second = build(recipe, home)
+    assert second.cached
+    assert [stage.name for stage in second.stages] == [stage.name for stage in first.stages]
+    assert workers.ran == []
+    assert second.bundle.manifest == first.bundle.manifest
+
+
+def test_a_changed_serve_field_rebuilds_no_weights(
+    recipe: Path, home: Home, workers: Workers
+) -> None:
+    first = build(recipe, home)
+    workers.ran.clear()
+    second = build(recipe, home, "serve.port=9000")
+    assert rebuilt(second) == {"package"}
+    assert workers.ran == []
+    assert second.bundle.manifest.serve["port"] == 9000
+    assert second.bundle.root != first.bundle.root
+    assert second.bundle.weights.samefile(first.bundle.weights)
+
+
+def test_another_scheme_keeps_source_and_baseline(
+    recipe: Path, home: Home, workers: Workers
+) -> None:
+    build(recipe, home)
+    workers.ran.clear()
+    assert rebuilt(build(recipe, home, "quantization.scheme=q8_0")) == {
+        "quantize", "evaluate", "package",
+    }  # fmt: skip
+    assert workers.ran == ["quantize q8_0", "score smaller"]
+
+
+def test_sixteen_bit_weights_are_scored_once(recipe: Path, home: Home, workers: Workers) -> None:
+    build(recipe, home)
+    workers.ran.clear()
+    result = build(recipe, home, "quantization={method: none}")
+    assert rebuilt(result) == {"package"}
+    assert workers.ran == []
+    assert "perplexity_ratio" not in result.bundle.manifest.quality
+    assert result.bundle.weights.read_bytes() == SOURCE
+
+
+@pytest.mark.parametrize(("perplexity", "words"), [(1e6, "over 200"), (16.0, "over 1.5")])
+def test_a_garbage_model_never_becomes_a_bundle(
+    recipe: Path, home: Home, workers: Workers, perplexity: float, words: str
+) -> None:
+    workers.perplexity[SMALLER] = perplexity
+    with pytest.raises(QualityGateError, match=words):
+        build(recipe, home)
+    assert not home.bundles.exists()
+    assert list(home.store.glob("evaluate/*.json"))
+
+
+def test_a_raised_limit_measures_nothing_again(recipe: Path, home: Home, workers: Workers) -> None:
+    workers.perplexity[SMALLER] = 16.0
+    with pytest.raises(QualityGateError):
+        build(recipe, home)
+    workers.ran.clear()
+    assert rebuilt(build(recipe, home, "quality.max_perplexity_ratio=2.0")) == {"package"}
+    assert workers.ran == []
+
+
+def test_a_failed_stage_keeps_the_ones_before(recipe: Path, home: Home, workers: Workers) -> None:
+    perplexity, workers.perplexity = workers.perplexity, {}
+    with pytest.raises(KeyError):
+        build(recipe, home)
+    workers.perplexity = perplexity
+    assert rebuilt(build(recipe, home)) == {"baseline", "evaluate", "package"}
+
+
+def test_a_changed_source_is_built_anew(recipe: Path, home: Home, workers: Workers) -> None:
+    build(recipe, home)
+    other = gguf(tensors=[Tensor("b", (64, 3), F16)])
+    workers.perplexity[other] = 12.0
+    (recipe.parent / "model.gguf").write_bytes(other)
+    assert "fetch" in rebuilt(build(recipe, home))
+
+
+def test_a_damaged_bundle_is_built_again(recipe: Path, home: Home, workers: Workers) -> None:
+    weights = build(recipe, home).bundle.weights
+    weights.unlink()
+    weights.write_bytes(SMALLER[:-1] + b"x")
+    result = build(recipe, home)
+    assert "package" in rebuilt(result)
+    assert result.bundle.weights.read_bytes() == SMALLER
+
+
+def test_a_plan_says_what_is_there(recipe: Path, home: Home, workers: Workers) -> None:
+    planned = building.plan(recipe, (), home)
+    assert not any(building.cached_stages(planned, home).values())
+    build(recipe, home)
+    assert all(building.cached_stages(planned, home).values())
+    other = building.plan(recipe, ("serve.port=1",), home)
+    assert building.cached_stages(other, home)["package"] is False
+
+
+def test_a_plan_refuses_what_a_build_would(recipe: Path, home: Home) -> None:
+    (recipe.parent / "model.gguf").write_bytes(SMALLER)
+    with pytest.raises(PlanError, match="quantized already"):
+        building.plan(recipe, (), home)
+    (recipe.parent / "model.gguf").write_bytes(SMALLER[:50])
+    with pytest.raises(SourceError):
+        building.plan(recipe, (), home)
+
+
+# Find a bundle
+
+
+def test_a_bundle_is_found_by_folder_name_or_age(
+    recipe: Path, home: Home, workers: Workers, tmp_path: Path
+) -> None:
+    first = build(recipe, home).bundle
+    second = build(recipe, home, "name=other").bundle
+    age(home, first, 100)
+    assert bundles.find_bundle(None, home).root == second.root
+    assert bundles.find_bundle("tiny", home).root == first.root
+    assert bundles.find_bundle(str(first.root), home).manifest == first.manifest
+    build(recipe, home)  # the newest is the one that was built last, made anew or not
+    assert bundles.find_bundle(None, home).root == first.root
+
+
+def age(home: Home, bundle: Bundle, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(bundle.root.with_suffix(".json"), (then, then))
+
+
+@pytest.mark.parametrize(("what", "words"), [(None, "no bundle yet"), ("x", "no bundle 'x'")])
+def test_a_bundle_that_is_not_there(home: Home, what: str | None, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        bundles.find_bundle(what, home)
+    assert "deployer build" in caught.value.hint
+
+
+def change_manifest(root: Path) -> None:
+    path = root / MANIFEST
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["serve"]["extra_args"] = ["--evil"]
+    replace(path, json.dumps(document).encode())
+
+
+def cut_manifest(root: Path) -> None:
+    replace(root / MANIFEST, (root / MANIFEST).read_bytes()[:100])
+
+
+def cut_weights(root: Path) -> None:
+    replace(root / "model.gguf", b"GGUF")
+
+
+def drop_weights(root: Path) -> None:
+    (root / "model.gguf").unlink()
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (change_manifest, "was changed after it was made"),
+        (cut_manifest, "no readable manifest"),
+        (cut_weights, "and has 4"),
+        (drop_weights, "is missing"),
+    ],
+)
+def test_a_damaged_bundle_is_never_served(
+    recipe: Path, home: Home, workers: Workers, damage: Any, words: str
+) -> None:
+    root = build(recipe, home).bundle.root
+    damage(root)
+    for what in (str(root), "tiny", None):
+        with pytest.raises(StoreError, match=words):
+            bundles.find_bundle(what, home)
+
+
+# Serve and load-test
+
+RECORD = ServerRecord(
+    name="tiny", endpoint="http://127.0.0.1:8080", supervisor_pid=1, engine_pid=2, bundle="/b",
+    log="/log", state="ready", server="xllamacpp", model="tiny",
+)  # fmt: skip
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Bundle, Serve]]:
+    """What was started; nothing really is."""
+    started: list[tuple[Bundle, Serve]] = []
+
+    def start(bundle: Bundle, serve: Serve, *_: object, **__: object) -> ServerRecord:
+        started.append((bundle, serve))
+        return RECORD
+
+    monkeypatch.setattr(serving, "start", start)
+    return started
+
+
+def test_a_recipe_is_built_and_served(
+    recipe: Path, home: Home, workers: Workers, served: list[tuple[Bundle, Serve]]
+) -> None:
+    running.serve(str(recipe), ["quantization.scheme=q8_0", "serve.port=5"], home, SILENT)
+    ((bundle, serve),) = served
+    assert bundle.manifest.quantization["scheme"] == "q8_0"
+    assert serve.port == 5
+
+
+def test_a_bundle_is_served_with_other_settings(
+    recipe: Path, home: Home, workers: Workers, served: list[tuple[Bundle, Serve]]
+) -> None:
+    build(recipe, home)
+    running.serve("tiny", ["serve.port=5"], home, SILENT)
+    assert served[0][1].port == 5
+    with pytest.raises(UsageError, match="would need another bundle"):
+        running.serve("tiny", ["quantization.scheme=q8_0"], home, SILENT)
+
+
+def status_of(monkeypatch: pytest.MonkeyPatch, *records: ServerRecord) -> None:
+    monkeypatch.setattr(serving, "status", lambda home, name=None: list(records))
+
+
+def test_the_only_server_is_the_one_that_runs(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = RECORD.model_copy(update={"name": "failed", "state": "failed"})
+    status_of(monkeypatch, failed, RECORD)
+    assert running.only_server(home) == RECORD
+    status_of(monkeypatch, failed)
+    with pytest.raises(UsageError, match="no server runs"):
+        running.only_server(home)
+    status_of(monkeypatch, RECORD, RECORD)
+    with pytest.raises(UsageError, match="2 servers run"):
+        running.only_server(home)
+
+
+def test_a_server_that_is_not_ready_is_not_tested(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status_of(monkeypatch, RECORD.model_copy(update={"state": "starting"}))
+    with pytest.raises(LoadTestError, match="is starting, not ready"):
+        running.loadtest(None, None, [], home, SILENT)
+
+
+def test_a_load_test_takes_the_bundles_workload(
+    recipe: Path, home: Home, workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = build(recipe, home, "loadtest.users=3").bundle
+    status_of(monkeypatch, RECORD.model_copy(update={"bundle": str(bundle.root)}))
+    (tmp_path / "keys").write_text("secret \nother\n", encoding="utf-8")
+    measured: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(running, "_measure", lambda *given: measured.append(given))
+    running.loadtest(None, None, ["loadtest.duration=2"], home, SILENT,
+                     api_key_file=tmp_path / "keys")  # fmt: skip
+    ((endpoint, workload, _, _, key, known),) = measured
+    assert (endpoint, workload.users, workload.duration, key) == (RECORD.endpoint, 3, 2, "secret")
+    assert (known["quantization"], known["bits_per_weight"]) == ("q4_0", 4.5)
+
+
+def test_any_endpoint_can_be_tested(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(running, "_measure", lambda *given: measured.append(given))
+    running.loadtest("http://127.0.0.1:1", None, ["loadtest.users=3"], home, SILENT)
+    assert measured[0][1].users == 3
+    assert measured[0][4:] == (None, {})
