@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_line import gone
 
 from deployer import process
 from deployer.errors import CommandError
@@ -23,15 +24,6 @@ ENV = {"PATH": os.environ["PATH"], "ONLY": "this"}
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "logs" / "child.log"
-
-
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def shell(script: str) -> list[str]:
