@@ -412,9 +412,6 @@ def main() -> None:
         code = _explain_usage(error, as_json)
     except (KeyboardInterrupt, click.Abort):
         code = _explain_interrupt(as_json)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         code = _explain_system(error, as_json)
     except Exception as error:

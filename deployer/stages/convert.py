@@ -12,7 +12,7 @@ from deployer.stages.context import StageContext
 
 GGUF = "model.gguf"
 PARITY_SECONDS = 600.0
-"""A template is somebody else's program: the comparison never takes longer than this."""
+"""A chat template is somebody else's program: rendering it never takes longer than this."""
 TRICKY_STRINGS = (
     "Hello, world!",
     " leading space",
@@ -47,9 +47,10 @@ def run(
 
     Raises StageError where weights are not finite, or token ids or the chat template differ.
     """
-    context.require_finite(checkpoint)
     target = folder / GGUF
     tree = context.toolchain("convert").source
+    question = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
+    context.require_finite(checkpoint)
     with context.progress.step(f"convert to {kind} GGUF") as step:
         request = {
             "source_tree": str(tree),
@@ -57,24 +58,19 @@ def run(
             "out": str(target),
             "type": kind,
             "name": name,
+            **question,
         }
-        context.work("convert_checkpoint", "convert", request, step)
+        before = context.work("convert_checkpoint", "convert", request, step)["parity"]
+    context.require_finite(target)  # what bf16 holds may be too large for f16
     with context.progress.step("compare tokens and chat template"):
-        parity = _compare(checkpoint, target, context)
+        request = {"gguf": str(target), **question}
+        after = context.work("gguf_parity", "llama-cpp", request, timeout=PARITY_SECONDS)
+    _require_equal(before, after)
+    parity = {"strings": len(TRICKY_STRINGS), "chat_template": before["rendered"] is not None}
     return {"gguf": inspect_gguf(target).as_json(), "parity": parity}
 
 
-def _compare(checkpoint: Path, gguf: Path, context: StageContext) -> dict[str, Any]:
-    question = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
-    before = context.work(
-        "checkpoint_parity",
-        "convert",
-        {"checkpoint": str(checkpoint), **question},
-        timeout=PARITY_SECONDS,
-    )
-    after = context.work(
-        "gguf_parity", "llama-cpp", {"gguf": str(gguf), **question}, timeout=PARITY_SECONDS
-    )
+def _require_equal(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     problems = differences(before, after)
     if problems:
         raise StageError(
@@ -82,7 +78,6 @@ def _compare(checkpoint: Path, gguf: Path, context: StageContext) -> dict[str, A
             + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""),
             "The converter does not know this tokenizer well; serving it would change answers.",
         )
-    return {"strings": len(TRICKY_STRINGS), "chat_template": before["rendered"] is not None}
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

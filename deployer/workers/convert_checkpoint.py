@@ -1,8 +1,10 @@
 """Convert a checkpoint to a 16- or 32-bit GGUF file with llama.cpp's own converter.
 
-Request: {source_tree, checkpoint, out, type: f16|bf16|f32, name?}. Response: {size_bytes,
-architecture}. `source_tree` is the llama.cpp tree of the toolchain; `name` is written into the
-file as the model's name (without it the converter uses the folder's).
+Request: {source_tree, checkpoint, out, type: f16|bf16|f32, name?, strings?, messages?}. Response:
+{size_bytes, architecture, parity: object | null}. `source_tree` is the llama.cpp tree of the
+toolchain; `name` is written into the file as the model's name (without it the converter uses the
+folder's). Where `strings` are given, `parity` is what `checkpoint_parity` answers for them: asked
+here, since importing torch and transformers a second time takes longer than the answer.
 """
 
 import json
@@ -14,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import checkpoint_parity
 from _protocol import WorkerError, progress, run
 
 
@@ -63,7 +66,8 @@ def main(request):
     _run_converter(Path(request["source_tree"]), [*arguments, str(checkpoint)], architecture)
     if not out.is_file():
         raise WorkerError(f"the converter wrote no {out.name} for {architecture}")
-    return {"size_bytes": out.stat().st_size, "architecture": architecture}
+    parity = checkpoint_parity.main(request) if "strings" in request else None
+    return {"size_bytes": out.stat().st_size, "architecture": architecture, "parity": parity}
 
 
 def _architecture(checkpoint):

@@ -44,14 +44,32 @@ def main(request):
 
 def _scan_gguf(path):
     for name, tensor in GGUFFile(path).tensors.items():
-        finite = True
-        if tensor.kind not in INTEGERS:
-            try:
-                for _ in tensor.chunks():
-                    pass
-            except WorkerError:
-                finite = False
-        yield name, finite
+        kind = tensor.kind.name
+        if kind in EXPONENTS:
+            yield name, all(_all_finite(part, kind) for part in _parts(tensor.data))
+        else:
+            yield name, tensor.kind in INTEGERS or _dequantizes(tensor)
+
+
+def _dequantizes(tensor):
+    """Whether every block of a quantized tensor gives finite weights."""
+    try:
+        for _ in tensor.chunks():
+            pass
+    except WorkerError:
+        return False
+    return True
+
+
+def _parts(data):
+    for first in range(0, len(data), CHUNK_BYTES):
+        yield data[first : first + CHUNK_BYTES]
+
+
+def _all_finite(raw, kind):
+    """Whether no value of these bytes has all bits of its exponent set."""
+    dtype, exponent = EXPONENTS[kind]
+    return not ((np.frombuffer(raw, dtype) & dtype(exponent)) == exponent).any()
 
 
 def _scan_safetensors(path):
@@ -75,13 +93,11 @@ def _finite(stream, base, described, size, path):
         raise WorkerError(f"{path.name} has a tensor that ends at byte {base + end} of {size}")
     if described["dtype"] not in EXPONENTS:
         return True
-    dtype, exponent = EXPONENTS[described["dtype"]]
     stream.seek(base + start)
-    for first in range(start, end, CHUNK_BYTES):
-        bits = np.frombuffer(stream.read(min(CHUNK_BYTES, end - first)), dtype)
-        if ((bits & dtype(exponent)) == exponent).any():
-            return False
-    return True
+    return all(
+        _all_finite(stream.read(min(CHUNK_BYTES, end - first)), described["dtype"])
+        for first in range(start, end, CHUNK_BYTES)
+    )
 
 
 if __name__ == "__main__":

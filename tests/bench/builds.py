@@ -87,7 +87,7 @@ class HandMade:
         self.steps = {}
         speech = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
         checkpoint, f16 = self.folder / "checkpoint", self.folder / "f16.gguf"
-        for path in (checkpoint, f16, self.folder / "model.gguf"):
+        for path in (checkpoint, f16):
             self._work(f"scan {path.name}", "llama-cpp", "scan_weights", {"path": str(path)})
         self._work("parity before", "convert", "checkpoint_parity",
                    {"checkpoint": str(checkpoint), **speech})  # fmt: skip
