@@ -13,6 +13,7 @@ import psutil
 
 from deployer import process
 from deployer.home import Home
+from deployer.machine import available_memory, usable_cores
 from deployer.toolchains.installation import installed
 from deployer.toolchains.specs import SPECS
 
@@ -49,15 +50,15 @@ def _python(home: Home) -> Finding:
 
 
 def _processor(home: Home) -> Finding:
-    cores = len(os.sched_getaffinity(0))
-    detail = f"{platform.machine()}, {cores} usable cores"
+    detail = f"{platform.machine()}, {usable_cores()} usable cores"
     return Finding("processor", "good", detail)
 
 
 def _memory(home: Home) -> Finding:
-    memory = psutil.virtual_memory()
-    detail = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
-    if memory.available < LEAST_MEMORY:
+    available = available_memory()
+    total = psutil.virtual_memory().total
+    detail = f"{available / 1e9:.1f} of {total / 1e9:.1f} GB available"
+    if available < LEAST_MEMORY:
         return Finding("memory", "bad", detail, "The demo needs about 4 GB; end other programs.")
     return Finding("memory", "good", detail)
 

@@ -5,7 +5,7 @@
     readiness   one real token, from our process, for our bundle
     control     status, logs, stop
     preflight   what is checked before a start        causes   why an engine ended
-    state       servers/NAME/state.json               machine  cores, memory, processes
+    state       servers/NAME/state.json               identity  who a process is
 
 Nothing here prints; functions return `ServerRecord`s.
 """

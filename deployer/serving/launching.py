@@ -21,11 +21,11 @@ from deployer.errors import (
     UsageError,
 )
 from deployer.home import Home
+from deployer.machine import available_memory, usable_cores
 from deployer.process import Child, clean_environment, spawn, tail, which
 from deployer.progress import SILENT, Progress
 from deployer.recipe import Serve
 from deployer.serving import preflight
-from deployer.serving.machine import available_memory, usable_cores
 from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
 from deployer.serving.supervisor import Spec, Supervisor, name_taken
 from deployer.toolchains import provision

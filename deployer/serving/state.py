@@ -23,7 +23,7 @@ from pydantic import Field
 from deployer.artifacts import Record
 from deployer.errors import UsageError
 from deployer.home import Home
-from deployer.serving.machine import peak_rss, start_mark
+from deployer.serving.identity import peak_rss, start_mark
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped", "failed", "lost"]
 ALIVE: frozenset[str] = frozenset({"starting", "ready", "restarting", "draining"})

@@ -24,7 +24,7 @@ from deployer.errors import DeployerError, ReadinessTimeout, ServerError
 from deployer.process import Child, clean_environment, spawn
 from deployer.progress import SILENT, Progress
 from deployer.serving import causes
-from deployer.serving.machine import start_mark
+from deployer.serving.identity import start_mark
 from deployer.serving.preflight import read_key
 from deployer.serving.readiness import Endpoint, ask_until_ready, is_idle
 from deployer.serving.state import ServerFolder, ServerRecord

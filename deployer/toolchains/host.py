@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import sys
 from pathlib import Path
@@ -28,10 +27,3 @@ def _cpu_features() -> str:
             if line.lower().startswith(("flags", "features")):
                 return " ".join(sorted(line.split(":", 1)[1].split()))
     return platform.processor()
-
-
-def usable_cores() -> int:
-    """Logical cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

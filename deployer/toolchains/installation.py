@@ -25,7 +25,7 @@ from typing import Any
 from deployer.errors import ToolchainError
 from deployer.home import Home
 from deployer.progress import SILENT, Progress
-from deployer.toolchains.host import this_host as this_host
+from deployer.toolchains.host import this_host
 from deployer.toolchains.specs import SPECS, ToolchainSpec, spec_named
 
 MARKER = "toolchain.json"

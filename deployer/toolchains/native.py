@@ -12,9 +12,9 @@ import psutil
 from deployer import process
 from deployer.errors import CommandError, ToolchainError
 from deployer.home import Home
+from deployer.machine import usable_cores
 from deployer.progress import Step
 from deployer.toolchains import environment, sources
-from deployer.toolchains.host import usable_cores
 from deployer.toolchains.installation import Toolchain
 from deployer.toolchains.specs import LLAMA_CPP_TREE, ToolchainSpec
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from deployer import process
 from deployer.errors import CommandError, StageError
+from deployer.machine import usable_cores
 from deployer.progress import Step
-from deployer.toolchains.host import usable_cores
 from deployer.toolchains.installation import Toolchain
 
 WORKERS = Path(__file__).parent.parent / "workers"

@@ -40,7 +40,7 @@ from deployer import __version__
 from deployer.artifacts import Bundle
 from deployer.home import Home, default_home
 from deployer.loadtest.host import describe
-from deployer.serving.machine import usable_cores
+from deployer.machine import usable_cores
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-q4_0.yaml"
 TOOLCHAINS = ("llama-cpp", "convert", "llama-cpp-native")

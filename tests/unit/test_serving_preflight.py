@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from deployer import machine
 from deployer.artifacts import Bundle, FileEntry, Manifest
 from deployer.errors import PlanError, ServerError, UsageError
 from deployer.progress import SILENT, Silent
-from deployer.serving import machine, preflight
+from deployer.serving import preflight
 
 GIB = 1 << 30
 

@@ -13,8 +13,8 @@ from deployer import serving
 from deployer.errors import UsageError
 from deployer.home import Home
 from deployer.serving import causes
+from deployer.serving.identity import peak_rss, start_mark
 from deployer.serving.launching import local_url
-from deployer.serving.machine import peak_rss, start_mark
 from deployer.serving.state import ServerFolder, ServerRecord
 from deployer.serving.supervisor import Spec
 
