@@ -10,7 +10,7 @@ export DEPLOYER_HOME ?= $(CURDIR)/.deployer
 export UV_CACHE_DIR ?= $(DEPLOYER_HOME)/cache/uv
 DEMO := recipes/smollm2-q4_0.yaml
 
-.PHONY: help setup demo check test loadtest bench lock clean
+.PHONY: help setup demo check test loadtest bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12

@@ -32,6 +32,8 @@ EXIT_INVALID_MEASUREMENT = 3
 EXIT_REGRESSION = 4
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+SHOWN_PROBLEMS = 40
+"""How many problems of a recipe are printed; `--json` has them all."""
 
 
 class DeployerError(Exception):
@@ -73,7 +75,9 @@ class RecipeError(DeployerError):
     def __init__(self, path: Path | str, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        lines = "\n".join(f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS])
+        if len(self.problems) > SHOWN_PROBLEMS:
+            lines += f"\n  … and {len(self.problems) - SHOWN_PROBLEMS} more"
         super().__init__(
             f"{path} has {count}:\n{lines}",
             "`deployer schema` prints every field; docs/recipe.md explains them.",

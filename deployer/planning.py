@@ -290,10 +290,11 @@ class _Planner:
 
     def package(self, weights: PlannedStage, scores: tuple[PlannedStage, ...]) -> PlannedStage:
         quality = self.recipe.quality
+        compared = f" and <= {quality.max_perplexity_ratio:g} x the 16-bit model's"
         return self.add(
             "package",
-            f"make the bundle if perplexity <= {quality.max_perplexity:g} and <= "
-            f"{quality.max_perplexity_ratio:g} x the 16-bit model's",
+            f"make the bundle if perplexity <= {quality.max_perplexity:g}"
+            + (compared if len(scores) > 1 else ""),
             (weights, *scores),
             (),
             {"recipe": self.recipe.model_dump(mode="json"), "deployer": __version__},
