@@ -17,10 +17,17 @@ from deployer.recipe import LoadTest, Recipe, override_recipe
 from deployer.results import LoadTestResult
 from deployer.serving import ServerRecord
 from deployer.serving.state import ALIVE
+from deployer.toolchains.installation import find as find_toolchain
 from deployer.workflow.building import build
 from deployer.workflow.bundles import find_bundle
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
+_RELEASES = {
+    "xllamacpp": ("llama-cpp", "xllamacpp"),
+    "source": ("llama-cpp-native", "llama-cpp-python"),
+    "llama-cpp-python": ("llama-cpp-python", "llama-cpp-python"),
+}
+"""Server -> (its toolchain, the distribution whose version is the server's)."""
 _NO_MODEL = {"version": 1, "name": "endpoint", "source": {"package": "none==0"},
              "quantization": {"method": "none"}}  # fmt: skip
 """Stands for the recipe of a server that is not ours; only its loadtest section is used."""
@@ -131,7 +138,7 @@ def loadtest(
     bundle = find_bundle(record.bundle, home)
     recipe = override_recipe(bundle.manifest.recipe, overrides)
     key_file = api_key_file or (recipe.serve.api_key_file and Path(recipe.serve.api_key_file))
-    known = _known(bundle, record)
+    known = _known(bundle, record, home)
     return _measure(record.endpoint, recipe.loadtest, home, progress, _key(key_file), known)
 
 
@@ -160,15 +167,22 @@ def _key(path: Path | str | None) -> str | None:
     return text.strip().partition("\n")[0].strip() or None
 
 
-def _known(bundle: Bundle, record: ServerRecord) -> dict[str, Any]:
+def _known(bundle: Bundle, record: ServerRecord, home: Home) -> dict[str, Any]:
     """What the result document tells of one of our servers."""
     manifest = bundle.manifest
     return {
         "engine": manifest.engine,
         "server": record.server,
-        "version": manifest.tools.get("xllamacpp" if record.server == "xllamacpp" else "", ""),
+        "version": _version(record.server, home),
         "quantization": manifest.quantization.get("scheme") or "none",
         "bits_per_weight": manifest.bits_per_weight,
         "bundle": manifest.name,
         "bundle_digest": manifest.digest,
     }
+
+
+def _version(server: str, home: Home) -> str:
+    """The release a server was made of; "" for an installed one, which is not ours to know."""
+    toolchain, distribution = _RELEASES.get(server, ("", ""))
+    made = find_toolchain(toolchain, home) if toolchain else None
+    return f"{distribution} {made.versions[distribution]}" if made else ""

@@ -1,7 +1,7 @@
 """One suite over every server an engine offers: the same bundle, the same promises.
 
-A server whose program is not there is skipped with the reason; the prebuilt one always runs. Where
-no llama-server is installed, the compiled one is put on PATH to stand in for it.
+Toolchains that are missing are made first, so the first run compiles llama.cpp. Where no
+llama-server is installed, the compiled one is put on PATH to stand in for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 from deployer import serving
 from deployer.artifacts import Bundle, Manifest
 from deployer.engines import ENGINES, Facts, ModelToServe
-from deployer.engines.llama_cpp import NATIVE, PYTHON, SERVERS
+from deployer.engines.llama_cpp import NATIVE, PYTHON, SERVERS, WHEEL
 from deployer.home import Home
 from deployer.process import which
 from deployer.recipe import Serve
@@ -90,20 +90,15 @@ def serving_it(server: str, home: Home, weights: Path, folder: Path) -> Iterator
         httpx.get(f"{record.endpoint}/v1/models", trust_env=False)
 
 
-def installed_llama_server(home: Home) -> Path | None:
+TOOLCHAINS = {
+    "source": NATIVE, "llama-server": NATIVE, "xllamacpp": WHEEL, "llama-cpp-python": PYTHON,
+}  # fmt: skip
+
+
+def installed_llama_server(home: Home) -> Path:
     """The folder of an installed llama-server; the compiled one stands in where there is none."""
-    if found := which("llama-server"):
-        return found.parent
-    native = provision.find(NATIVE, home)
-    return native.program("llama-server").parent if native else None
-
-
-def skip_if_missing(server: str, home: Home) -> None:
-    needed = {"source": NATIVE, "llama-cpp-python": PYTHON}.get(server)
-    if needed and provision.find(needed, home) is None:
-        pytest.skip(f"`deployer toolchain install {needed}` has not been run here")
-    if server == "llama-server" and installed_llama_server(home) is None:
-        pytest.skip("no llama-server is installed on this machine, and none was compiled")
+    found = which("llama-server") or provision.ensure(NATIVE, home).program("llama-server")
+    return found.parent
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -113,7 +108,7 @@ def running(
     demo_gguf: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Running]:
-    skip_if_missing(request.param, home)
+    provision.ensure(TOOLCHAINS[request.param], home)
     folder = tmp_path_factory.mktemp(f"contract-{request.param}")
     with serving_it(request.param, home, demo_gguf, folder) as one:
         yield one
@@ -212,7 +207,7 @@ def test_it_listens_on_loopback_only(running: Running) -> None:
 def test_stop_lets_a_running_stream_finish(
     server: str, home: Home, demo_gguf: Path, tmp_path: Path
 ) -> None:
-    skip_if_missing(server, home)
+    provision.ensure(TOOLCHAINS[server], home)
     request = chat("Tell a long story.", max_tokens=64, stream=True, ignore_eos=True)
     with (
         serving_it(server, home, demo_gguf, tmp_path) as one,

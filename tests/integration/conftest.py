@@ -23,7 +23,9 @@ Work = Callable[[str, str, Mapping[str, Any]], dict[str, Any]]
 def home() -> Home:
     """$DEPLOYER_HOME, else .deployer of the repository; kept between runs."""
     given = os.environ.get("DEPLOYER_HOME")
-    return Home(Path(given).resolve() if given else REPOSITORY / ".deployer")
+    shared = Home(Path(given).resolve() if given else REPOSITORY / ".deployer")
+    shared.toolchains.mkdir(parents=True, exist_ok=True)  # tests link to it from homes of their own
+    return shared
 
 
 @pytest.fixture(scope="session")
