@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import deployer
 from deployer.artifacts import Bundle
 from deployer.command import Command
 from deployer.engines import Engine, Facts, Launch, ModelToServe, engine_named
@@ -29,8 +28,8 @@ from deployer.serving import preflight
 from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
 from deployer.serving.supervisor import Spec, Supervisor, name_taken
 from deployer.toolchains import provision
+from deployer.toolchains.worker import WORKERS
 
-WORKERS = Path(deployer.__file__).parent / "workers"
 POLL_SECONDS = 0.05
 PORT_ATTEMPTS = 3
 
