@@ -23,9 +23,11 @@ GGUF_SCHEMES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s",
     "q4_1", "q4_0", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s", "iq4_nl", "iq4_xs", "iq3_m",
     "iq3_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
-    "tq1_0", "tq2_0", "mxfp4_moe",
+    "q2_0", "q1_0", "tq1_0", "tq2_0", "mxfp4_moe",
 )  # fmt: skip
-NEED_IMATRIX = frozenset({"iq2_xs", "iq2_xxs", "iq2_s", "iq1_s", "iq1_m", "q2_k_s"})
+NEED_IMATRIX = frozenset(
+    {"iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "q2_k_s"}
+)
 """Types llama-quantize refuses to make without an importance matrix."""
 
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f-][^\x00-\x1f]*$")]
