@@ -40,8 +40,8 @@ _HOSTILE = frozenset(
 )
 _DEFAULTS = {"GOMP_SPINCOUNT": "10000"}
 """OpenMP threads that wait for each other spin. Where another program wants the same cores, the
-default of several milliseconds made llama.cpp 3 to 5 times slower than this; on a machine of its
-own there is no difference. What the user sets wins."""
+default of several milliseconds makes llama.cpp several times slower than this; on a machine of
+its own no difference was seen. What the user sets wins."""
 TAIL_LINES = 20
 
 
