@@ -31,6 +31,8 @@ _NUMBERS = {
     12: "<d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_NEWER_TYPES = {42: ("Q2_0", 64, 18)}
+"""Types of the pinned llama.cpp release that the gguf package does not know yet (ggml-common.h)."""
 
 
 class GgufInfo(Record):
@@ -182,8 +184,6 @@ def _describe(reader: _Reader) -> GgufInfo:
 
 
 def _read_tensor(reader: _Reader) -> _Tensor:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # heavy: numpy
-
     name = reader.string()
     dimensions = int(reader.number("<I"))
     if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -191,15 +191,24 @@ def _read_tensor(reader: _Reader) -> _Tensor:
     shape = [int(reader.number("<Q")) for _ in range(dimensions)]
     code = int(reader.number("<I"))
     offset = int(reader.number("<Q"))
+    kind, block, block_bytes = _type_of(code, name)
+    if min(shape) < 1 or shape[0] % block:
+        raise _Damaged(f"{name} has the shape {shape}, impossible for {kind}")
+    count = math.prod(shape)
+    return _Tensor(offset, count // block * block_bytes, name, kind, count)
+
+
+def _type_of(code: int, tensor: str) -> tuple[str, int, int]:
+    """(name, weights a block, bytes a block) of a tensor type."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # heavy: numpy
+
+    if code in _NEWER_TYPES:
+        return _NEWER_TYPES[code]
     try:
         kind = GGMLQuantizationType(code)
     except ValueError:
-        raise _Damaged(f"{name} has the unknown type {code}") from None
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    if min(shape) < 1 or shape[0] % block:
-        raise _Damaged(f"{name} has the shape {shape}, impossible for {kind.name}")
-    count = math.prod(shape)
-    return _Tensor(offset, count // block * block_bytes, name, kind.name, count)
+        raise _Damaged(f"{tensor} has the unknown type {code}") from None
+    return kind.name, *GGML_QUANT_SIZES[kind]
 
 
 def _check_extent(reader: _Reader, metadata: dict[str, Any], table: list[_Tensor]) -> None:
