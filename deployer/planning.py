@@ -125,7 +125,7 @@ def make_plan(recipe: Recipe, source: ResolvedSource, machine: Machine, texts: T
         baseline = weights = planner.convert(fetch, source)
     if recipe.quantization.method != "none":
         weights = planner.quantize(baseline, texts)
-    scores = planner.evaluate(baseline, weights, source, texts)
+    scores = planner.evaluate(baseline, weights, texts)
     planner.package(weights, scores)
     return Plan(recipe, source, device(recipe, machine), tuple(planner.stages))
 
@@ -260,7 +260,7 @@ class _Planner:
         )
 
     def evaluate(
-        self, baseline: PlannedStage, weights: PlannedStage, source: ResolvedSource, texts: Texts
+        self, baseline: PlannedStage, weights: PlannedStage, texts: Texts
     ) -> tuple[PlannedStage, ...]:
         """Score the weights and, where they differ from it, the 16-bit model on the same text."""
         settings = {"text": texts.evaluation, "tokens": self.recipe.quality.tokens}

@@ -74,11 +74,9 @@ class StageContext:
         if command.worker and command.toolchain:
             response = self.work(command.worker, command.toolchain, command.request or {}, step)
             return response, ""
-        program = (
-            str(self.toolchain(command.toolchain).program(command.program))
-            if (command.toolchain)
-            else command.program
-        )
+        program = command.program
+        if command.toolchain:
+            program = str(self.toolchain(command.toolchain).program(program))
         log_path = self.log(name)
         process.run(
             [program, *command.arguments],
@@ -86,3 +84,11 @@ class StageContext:
             log_path=log_path,
         )
         return {}, log_path.read_text(encoding="utf-8", errors="replace")
+
+
+def read_text(path: Path) -> str:
+    """A text file; raises StageError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StageError(f"{path} is not UTF-8 text", "Save it as UTF-8.") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from deployer.errors import QualityGateError, StageError
 from deployer.recipe import Quality
-from deployer.stages.context import StageContext
+from deployer.stages.context import StageContext, read_text
 
 METHOD = "teacher-forced through the llama.cpp server: BOS, then every token scored"
 
@@ -22,11 +22,7 @@ def run(
     gguf: Path, text: Path, tokens: int, title: str, folder: Path, context: StageContext
 ) -> Mapping[str, Any]:
     """Score `tokens` tokens of `text` with the model `gguf`; keeps every token's value."""
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise StageError(f"{text} is not UTF-8 text", "Save it as UTF-8.") from error
-    request = {"gguf": str(gguf), "text": content, "tokens": tokens}
+    request = {"gguf": str(gguf), "text": read_text(text), "tokens": tokens}
     context.toolchain("llama-cpp")
     with context.progress.step(title) as step:
         scores = context.work("score_llama_cpp", "llama-cpp", request, step)

@@ -12,7 +12,7 @@ from deployer.errors import StageError
 from deployer.gguf_file import inspect_gguf
 from deployer.quantizers import choose_quantizer
 from deployer.recipe import Calibration, Quantization
-from deployer.stages.context import StageContext
+from deployer.stages.context import StageContext, read_text
 from deployer.store import require_space
 
 GGUF = "model.gguf"
@@ -93,11 +93,3 @@ def require_disjoint(calibration: Path, evaluation: Path) -> None:
 def _lines(path: Path) -> set[str]:
     lines = (" ".join(line.split()) for line in read_text(path).splitlines())
     return {line for line in lines if len(line) >= _LONG_LINE}
-
-
-def read_text(path: Path) -> str:
-    """A text file; raises StageError where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise StageError(f"{path} is not UTF-8 text", "Save it as UTF-8.") from error

@@ -172,7 +172,7 @@ class _Build:
         weights = self._quantize(baseline) if plan.stage("quantize") else baseline
         quality = self._evaluate(baseline, weights)
         evaluate.gate(quality, recipe.quality)
-        return self._package(weights, baseline, fetched, checkpoint, quality)
+        return self._package(weights, baseline, checkpoint, quality)
 
     def _convert(self, checkpoint: Path) -> Artifact:
         settings = self._planned("convert").settings
@@ -218,7 +218,6 @@ class _Build:
         self,
         weights: Artifact,
         baseline: Artifact,
-        fetched: Artifact,
         checkpoint: Path | None,
         quality: dict[str, Any],
     ) -> Bundle:
