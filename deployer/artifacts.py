@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+FOLDER = "."
+"""What a manifest calls its weights where the bundle itself is a checkpoint folder."""
 
 
 def file_digest(path: Path) -> str:
@@ -102,7 +104,7 @@ class Manifest(Record):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk. `weights` is the file the engine loads."""
+    """A bundle on disk. `weights` is the file the engine loads, or the folder of a checkpoint."""
 
     root: Path
     manifest: Manifest
@@ -110,6 +112,16 @@ class Bundle:
     @property
     def weights(self) -> Path:
         return self.root / self.manifest.weights
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights alone, as the manifest has it."""
+        return sum(
+            entry.size
+            for entry in self.manifest.files
+            if entry.path == self.manifest.weights
+            or (self.manifest.weights == FOLDER and entry.path.endswith(".safetensors"))
+        )
 
     @classmethod
     def read(cls, root: Path) -> Bundle:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from deployer.artifacts import Record
 from deployer.errors import SourceError
@@ -35,11 +36,26 @@ _DTYPE_BITS = {
 }  # fmt: skip
 
 
+class _Tensor(NamedTuple):
+    """First byte, byte after the last, number of values, and their type."""
+
+    begin: int
+    end: int
+    elements: int
+    type: str
+
+
 class CheckpointInfo(Record):
-    """What a checked checkpoint holds."""
+    """What a checked checkpoint holds.
+
+    `parameters` counts stored numbers, `types` the tensors of each type; `tensor_bytes` is what
+    they take, `bytes` the size of the files.
+    """
 
     architecture: str
     parameters: int
+    types: dict[str, int]
+    tensor_bytes: int
     bytes: int
     shards: int
 
@@ -86,12 +102,16 @@ def _check(folder: Path) -> CheckpointInfo:
     _refuse_escaping_links(folder)
     architecture = _check_config(folder)
     shards = _check_index(folder)
-    parameters = size = 0
-    for shard in shards:
-        size += (folder / shard).stat().st_size
-        parameters += _check_shard(folder / shard)
+    tensors = [tensor for shard in shards for tensor in _check_shard(folder / shard)]
+    if not any(tensor.elements for tensor in tensors):
+        raise SourceError(f"{folder} holds no weights", "Fetch the checkpoint again.")
     return CheckpointInfo(
-        architecture=architecture, parameters=parameters, bytes=size, shards=len(shards)
+        architecture=architecture,
+        parameters=sum(tensor.elements for tensor in tensors),
+        types=dict(sorted(Counter(tensor.type for tensor in tensors).items())),
+        tensor_bytes=sum(tensor.end - tensor.begin for tensor in tensors),
+        bytes=sum((folder / shard).stat().st_size for shard in shards),
+        shards=len(shards),
     )
 
 
@@ -162,8 +182,8 @@ def _require_all_parts(folder: Path, present: set[str]) -> None:
                 )
 
 
-def _check_shard(path: Path) -> int:
-    """Check one safetensors file; gives its number of weights."""
+def _check_shard(path: Path) -> list[_Tensor]:
+    """Check one safetensors file; gives its tensors in the order of their bytes."""
     if not path.is_file():
         raise SourceError(f"{path} is no file", "Fetch the checkpoint again.")
     size = path.stat().st_size
@@ -184,26 +204,26 @@ def _check_shard(path: Path) -> int:
         raise SourceError(f"{path} has an unreadable header: {error}") from error
     if not isinstance(header, dict):
         raise SourceError(f"{path} has a header that is no table of tensors")
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
     try:
-        spans = sorted(_span(entry) for entry in tensors.values())
+        tensors = sorted(_tensor(entry) for entry in entries)
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError(f"{path} describes a tensor wrongly: {error}") from error
     end = 0
-    for begin, stop, _ in spans:
-        if begin != end:
-            raise SourceError(f"{path} has overlapping or missing bytes at offset {begin}")
-        end = stop
+    for tensor in tensors:
+        if tensor.begin != end:
+            raise SourceError(f"{path} has overlapping or missing bytes at offset {tensor.begin}")
+        end = tensor.end
     if 8 + length + end != size:
         raise SourceError(
             f"{path} should have {8 + length + end} bytes and has {size}",
             "The file is cut off or damaged; fetch it again.",
         )
-    return sum(count for _, _, count in spans)
+    return tensors
 
 
-def _span(entry: dict[str, Any]) -> tuple[int, int, int]:
-    """(first byte, byte after the last, number of weights) of a tensor's entry."""
+def _tensor(entry: dict[str, Any]) -> _Tensor:
+    """A tensor as its entry describes it."""
     begin, stop = entry["data_offsets"]
     count = 1
     if len(entry["shape"]) > MAX_DIMENSIONS:
@@ -215,7 +235,7 @@ def _span(entry: dict[str, Any]) -> tuple[int, int, int]:
     bits = _DTYPE_BITS[entry["dtype"]]
     if (stop - begin) * 8 != count * bits:
         raise ValueError(f"{entry['dtype']} {entry['shape']} in {stop - begin} bytes")
-    return int(begin), int(stop), count
+    return _Tensor(int(begin), int(stop), count, str(entry["dtype"]))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

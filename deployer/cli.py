@@ -24,6 +24,7 @@ from deployer.errors import EXIT_BUG, EXIT_INTERRUPTED, DeployerError, UsageErro
 from deployer.home import Home, default_home
 
 if TYPE_CHECKING:
+    from deployer.planning import Plan
     from deployer.progress import Progress
     from deployer.serving import ServerRecord
 
@@ -71,9 +72,10 @@ def cli() -> None:
 def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what a build would do, and what of it is there already. Does nothing."""
     from deployer.workflow import building
+    from deployer.workflow import planned as planning
 
     home = default_home()
-    planned = building.plan(recipe, overrides, home)
+    planned = planning.plan(recipe, overrides, home)
     cached = building.cached_stages(planned, home)
     if as_json:
         document = planned.as_json()
@@ -89,7 +91,13 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     ]
     where = f"{planned.recipe.target.engine} on {planned.device}"
     print_table(("stage", "state", "what", "toolchains"), rows, f"{planned.recipe.name}, {where}")
-    print_lines([f"Next: deployer build {recipe}"])
+    print_lines([*planned.describe(), *_next_step(planned, recipe)])
+
+
+def _next_step(planned: Plan, recipe: Path) -> list[str]:
+    if not planned.obstacles:
+        return [f"Next: deployer build {recipe}"]
+    return [f"Not on this machine: {each.message}. {each.hint}" for each in planned.obstacles]
 
 
 @cli.command()
@@ -289,6 +297,7 @@ def toolchain() -> None:
 @json_option
 def toolchain_list(as_json: bool) -> None:
     """List the toolchains there are, installed or not."""
+    from deployer.toolchains.host import this_host
     from deployer.toolchains.installation import installed
     from deployer.toolchains.specs import SPECS
 
@@ -308,7 +317,16 @@ def toolchain_list(as_json: bool) -> None:
         )
         for entry in entries
     ]
-    rows += [(name, "made when needed", "", SPECS[name].purpose) for name in missing]
+    cuda = this_host().cuda
+    rows += [
+        (
+            name,
+            "needs an NVIDIA GPU" if SPECS[name].cuda and not cuda else "made when needed",
+            "",
+            SPECS[name].purpose,
+        )
+        for name in missing
+    ]
     print_table(("toolchain", "state", "size", "holds"), rows)
 
 

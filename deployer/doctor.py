@@ -12,8 +12,10 @@ from typing import Literal
 import psutil
 
 from deployer import process
+from deployer.gpus import PROGRAM as NVIDIA_SMI
+from deployer.gpus import gpus
 from deployer.home import Home
-from deployer.machine import available_memory, usable_cores
+from deployer.machine import Gpu, available_memory, usable_cores
 from deployer.toolchains.installation import installed
 from deployer.toolchains.specs import SPECS
 
@@ -33,7 +35,7 @@ class Finding:
 
 
 def examine(home: Home) -> list[Finding]:
-    """Look at everything; starts no program and asks no network."""
+    """Look at everything; asks no network and starts no program but nvidia-smi."""
     checks: tuple[Callable[[Home], Finding], ...] = (
         _python, _processor, _memory, _home, _disk, _compiler, _gpu, _llama_server, _toolchains,
     )  # fmt: skip
@@ -97,9 +99,18 @@ def _compiler(home: Home) -> Finding:
 
 
 def _gpu(home: Home) -> Finding:
-    if process.which("nvidia-smi"):
-        return Finding("GPU", "good", "an NVIDIA driver is installed")
+    found = gpus()
+    if found:
+        return Finding("GPU", "good", "; ".join(map(_described, found)))
+    if process.which(NVIDIA_SMI):
+        hint = f"Run {NVIDIA_SMI}; mend the driver, or CUDA_VISIBLE_DEVICES where it is set."
+        return Finding("GPU", "note", "an NVIDIA driver is installed and shows no GPU", hint)
     return Finding("GPU", "note", "none found; models are built and served on the CPU")
+
+
+def _described(gpu: Gpu) -> str:
+    memory = f"{gpu.memory_bytes / 1e9:.1f} GB"
+    return f"{gpu.name}, {memory}, compute capability {gpu.capability}, driver {gpu.driver}"
 
 
 def _llama_server(home: Home) -> Finding:

@@ -1,15 +1,34 @@
-"""What this machine gives a process: cores and memory, a container's limits counted."""
+"""What this machine gives a process: cores and memory, a container's limits counted.
+
+`gpus` fills in `Gpu`; asking for GPUs starts a program, so it is no part of this module.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU: its memory in bytes, its compute capability such as (8, 9), its driver."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: tuple[int, int]
+    driver: str = ""
+
+    @property
+    def capability(self) -> str:
+        """As people write it, for example 8.9."""
+        return ".".join(map(str, self.compute_capability))
 
 
 def usable_cores() -> int:

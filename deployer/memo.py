@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deployer.artifacts import file_digest
-from deployer.store import write_atomically
+from deployer.durable import write_atomically
 
 
 @dataclass

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
 from deployer.artifacts import Artifact, FileEntry, file_digest, list_files
+from deployer.durable import disk_error, flush, hold_lock, write_atomically
 from deployer.errors import StoreError
 from deployer.progress import Progress
 
@@ -63,7 +63,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _store_error(error, self.root) from error
+            raise disk_error(error, self.root) from error
         except (ValueError, KeyError, TypeError):
             self._quarantine(stage, key)
             return None
@@ -100,7 +100,7 @@ class Store:
             return self._publish(stage, key, work, info)
         except OSError as error:
             if error.errno in DISK_TROUBLE:
-                raise _store_error(error, self.root) from error
+                raise disk_error(error, self.root) from error
             raise
         finally:
             remove_tree(work)
@@ -116,7 +116,7 @@ class Store:
         }
         for entry in files:
             path = work / entry.path
-            _flush(path)
+            flush(path)
             path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
         target, record_path = self.path(stage, key), self.record_path(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class Store:
             leftover.unlink()
         work.rename(target)
         try:
-            _flush(target.parent)
+            flush(target.parent)
             write_atomically(record_path, json.dumps(record, indent=1))
         except BaseException:
             remove_tree(target)
@@ -143,7 +143,7 @@ class Store:
             work = folder / f"{prefix}{os.getpid()}"
             work.mkdir()
         except OSError as error:
-            raise _store_error(error, self.root) from error
+            raise disk_error(error, self.root) from error
         return work
 
     @contextmanager
@@ -162,38 +162,7 @@ class Store:
                 self.record_path(stage, key).rename(folder / f"{name}.json")
                 self.path(stage, key).rename(folder / name)
         except OSError as error:
-            raise _store_error(error, self.root) from error
-
-
-@contextmanager
-def hold_lock(path: Path, holder: str, progress: Progress) -> Iterator[None]:
-    """Hold a lock file; tells once when it has to wait. The kernel frees a dead holder's lock."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress.note(f"Waiting: {holder}.")
-            lock.acquire()
-    except OSError as error:
-        raise _store_error(error, path.parent) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _flush(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            raise disk_error(error, self.root) from error
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -231,19 +200,3 @@ def _unchanged(root: Path, entry: FileEntry, mtime_ns: int | None) -> bool:
     if status.st_size != entry.size:
         return False
     return status.st_mtime_ns == mtime_ns or file_digest(root / entry.path) == entry.sha256
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _store_error(error: OSError, root: Path) -> StoreError:
-    verb = "open" if error.errno in (errno.EACCES, errno.EPERM) else "write to"
-    return StoreError(
-        f"cannot {verb} {error.filename or root}: {error.strerror or error}",
-        "Check free space and permissions, or set DEPLOYER_HOME to another folder.",
-    )

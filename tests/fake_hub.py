@@ -1,7 +1,8 @@
 """A fake model hub on the loopback: the few answers that huggingface_hub asks for.
 
-It keeps one repository in memory, honours byte ranges, and can refuse, vanish or cut a download
-short. As a program it prints its endpoint and serves until it is ended:
+It keeps one model and one data set with the same files in memory, honours byte ranges, and can
+refuse, vanish or cut a download short. As a program it prints its endpoint and serves until it is
+ended:
 
     python fake_hub.py [status [error-code]]
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 COMMIT = "c0ffee" + "0" * 34
 REPOSITORY = "some/model"
+DATASET = "some/texts"
 GATED = (403, "GatedRepo")
 ABSENT = (404, "RepoNotFound")
 NO_REVISION = (404, "RevisionNotFound")
@@ -42,27 +44,27 @@ class FakeHub:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     endpoint: str = ""
 
-    def served(self, name: str) -> list[str]:
+    def served(self, name: str, repository: str = REPOSITORY) -> list[str]:
         """The ranges in which a file was downloaded; "" stands for all of it."""
-        path = f"/{REPOSITORY}/resolve/{COMMIT}/{name}"
+        path = f"/{repository}/resolve/{COMMIT}/{name}"
         return [asked for method, there, asked in self.requests if (method, there) == ("GET", path)]
 
     def sha256(self, name: str) -> str:
         return self.lies.get(name) or hashlib.sha256(self.files[name]).hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, repository: str) -> dict[str, Any]:
         siblings = [
             {
                 "rfilename": name,
                 "size": len(content),
                 "blobId": hashlib.sha1(content).hexdigest(),
                 "lfs": {"sha256": self.sha256(name), "size": len(content), "pointerSize": 130}
-                if name.endswith((".safetensors", ".bin"))
+                if name.endswith((".safetensors", ".bin", ".parquet"))
                 else None,
             }
             for name, content in self.files.items()
         ]
-        return {"id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": siblings,
+        return {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings,
                 "tags": [], "downloads": 0, "likes": 0, "private": False}  # fmt: skip
 
 
@@ -84,15 +86,20 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = hub.refusal
             self.answer(status, b"{}", {"X-Error-Code": code})
         elif path.startswith(f"/api/models/{REPOSITORY}"):
-            revision = path.partition("/revision/")[2]
-            if revision in ("", "main", "v1", COMMIT):
-                self.answer(200, json.dumps(hub.describe()).encode(), {})
-            else:
-                self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif path.startswith(f"/{REPOSITORY}/resolve/"):
+            self.describe(REPOSITORY, path)
+        elif path.startswith(f"/api/datasets/{DATASET}"):
+            self.describe(DATASET, path)
+        elif path.startswith((f"/{REPOSITORY}/resolve/", f"/datasets/{DATASET}/resolve/")):
             self.send_file(path.rpartition(f"/{COMMIT}/")[2], asked)
         else:
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def describe(self, repository: str, path: str) -> None:
+        revision = path.partition("/revision/")[2]
+        if revision in ("", "main", "v1", COMMIT):
+            self.answer(200, json.dumps(self.hub.describe(repository)).encode(), {})
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
 
     def send_file(self, name: str, asked: str) -> None:
         content = self.hub.files.get(name)

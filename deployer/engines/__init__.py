@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from deployer.engines.launch import Engine, Facts, Launch, ModelToServe
+from deployer.engines.launch import Engine, Facts, Launch, Memory, ModelToServe, Scoring
 from deployer.engines.llama_cpp import LlamaCpp
+from deployer.engines.vllm import VllmEngine
 from deployer.errors import PlanError
 
-__all__ = ["ENGINES", "Engine", "Facts", "Launch", "ModelToServe", "engine_named"]
+__all__ = [
+    "ENGINES", "Engine", "Facts", "Launch", "Memory", "ModelToServe", "Scoring", "engine_named",
+]  # fmt: skip
 
 ENTRY_POINTS = "deployer.engines"
 
 ENGINES: dict[str, Engine] = {
     "llama.cpp": LlamaCpp(),
+    "vllm": VllmEngine(),
 }
 
 

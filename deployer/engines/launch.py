@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from deployer.command import Command
 from deployer.recipe import Serve
@@ -21,22 +21,55 @@ class Facts:
     `cores` counts the physical cores this process may use. `programs` are the installed programs
     among those an adapter asks for, `toolchains` the toolchains that are already made.
     `spare_memory` is what remains, in bytes, once the model and its cache are loaded; None where
-    that is not known.
+    that is not known. `has_gpu` tells of an NVIDIA GPU. `cache` is a folder where a server may
+    keep what it compiled for its next start.
     """
 
     cores: int = 1
+    has_gpu: bool = False
     programs: frozenset[str] = frozenset()
     toolchains: frozenset[str] = frozenset()
     spare_memory: int | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
 class ModelToServe:
-    """The weights file, the name clients ask for, and the device that computes."""
+    """What is served, under which name, and the device that computes (auto, cpu, cuda).
+
+    `weights` is a GGUF file or the folder of a checkpoint. `method` and `scheme` say how it was
+    quantized; `kv_bytes_per_token` is the key-value cache a token takes at 16 bits,
+    0 where that is not known; `weights_bytes` is the size of the weights' files.
+    """
 
     weights: Path
     alias: str
     device: str = "auto"
+    method: str = "none"
+    scheme: str | None = None
+    kv_bytes_per_token: int = 0
+    weights_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of this machine's memory a server holds: weights, key-value cache, everything else."""
+
+    weights: int
+    cache: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.buffers
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The worker that scores a text with an engine, and the toolchain it runs in."""
+
+    toolchain: str
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -62,12 +95,20 @@ class Engine(Protocol):
     name: str
     programs: tuple[str, ...]
     """Programs whose presence on PATH the adapter wants to know."""
+    format: Literal["gguf", "checkpoint"]
+    """What it loads."""
+
+    def scoring(self, device: str) -> Scoring:
+        """What measures a model's quality in this engine on `device` (cpu or cuda)."""
 
     def choose(self, wanted: str, facts: Facts) -> str:
         """The server to use where the recipe wants `wanted` ("auto" or a name).
 
         Raises PlanError where it is unknown or not there and cannot be made.
         """
+
+    def memory(self, model: ModelToServe, serve: Serve, facts: Facts) -> Memory:
+        """What the server will hold in this machine's memory (not a GPU's)."""
 
     def launch(self, server: str, model: ModelToServe, serve: Serve, facts: Facts) -> Launch:
         """How to start `server`; `serve.port` is the port to use and is not 0.

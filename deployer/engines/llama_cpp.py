@@ -7,12 +7,13 @@ Three programs are the same native C++ server and take the same arguments: an in
 
 from __future__ import annotations
 
-from deployer.command import Command
-from deployer.engines.launch import Facts, Launch, ModelToServe
-from deployer.errors import PlanError
-from deployer.recipe import Serve
+from typing import Literal
 
-SERVERS = ("llama-server", "source", "xllamacpp", "llama-cpp-python")
+from deployer.command import Command
+from deployer.engines.launch import Facts, Launch, Memory, ModelToServe, Scoring
+from deployer.errors import PlanError
+from deployer.recipe import SERVERS, Serve
+
 WHEEL, NATIVE, PYTHON = "llama-cpp", "llama-cpp-native", "llama-cpp-python"
 """Toolchains that carry the servers."""
 
@@ -35,6 +36,8 @@ MANAGED = {
 _MIB = 1 << 20
 _PROMPT_CACHE = 8192 * _MIB  # the server's own default limit for prompts it keeps in memory
 _ALL_LAYERS = "999"
+BUFFERS = 256 * _MIB
+"""Bytes allowed for the server's compute buffers and the process itself."""
 
 
 class LlamaCpp:
@@ -42,20 +45,27 @@ class LlamaCpp:
 
     name = "llama.cpp"
     programs: tuple[str, ...] = ("llama-server",)
+    format: Literal["gguf", "checkpoint"] = "gguf"
+
+    def scoring(self, device: str) -> Scoring:
+        return Scoring(WHEEL, "score_llama_cpp")
 
     def choose(self, wanted: str, facts: Facts) -> str:
         if wanted == "auto":
             return _fastest_that_is_there(facts)
-        if wanted not in SERVERS:
-            raise PlanError(
-                f"llama.cpp has no server {wanted!r}", f"There are: auto, {', '.join(SERVERS)}."
-            )
+        if wanted not in SERVERS[self.name]:
+            known = ", ".join(SERVERS[self.name])
+            raise PlanError(f"llama.cpp has no server {wanted!r}", f"There are: {known}.")
         if wanted == "llama-server" and "llama-server" not in facts.programs:
             raise PlanError(
                 "serve.server is llama-server, but no llama-server is on PATH",
                 "Install one, or set serve.server to auto, xllamacpp or source.",
             )
         return wanted
+
+    def memory(self, model: ModelToServe, serve: Serve, facts: Facts) -> Memory:
+        cache = model.kv_bytes_per_token * serve.context * serve.parallel
+        return Memory(model.weights_bytes, cache, BUFFERS)
 
     def launch(self, server: str, model: ModelToServe, serve: Serve, facts: Facts) -> Launch:
         _check_extra_args(serve.extra_args)

@@ -6,43 +6,36 @@ the entry-point group `deployer.quantizers`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Protocol
 
-from deployer.command import Command
 from deployer.errors import PlanError
+from deployer.quantizers.auto_gptq import AutoGptq
+from deployer.quantizers.autoawq import AutoAwq
 from deployer.quantizers.gguf_package import GgufPackage
+from deployer.quantizers.job import CalibrationSet, QuantizeJob, Quantizer
 from deployer.quantizers.llama_quantize import LlamaQuantize
-from deployer.recipe import Quantization
+from deployer.quantizers.llm_compressor import LlmCompressor
+from deployer.recipe import TOOLS, Quantization
 
-
-class Quantizer(Protocol):
-    """Makes a smaller model out of a 16-bit one."""
-
-    tool: str
-    toolchain: str
-    format: str
-
-    def supports(self, quantization: Quantization) -> bool:
-        """Whether this tool can make what the recipe asks for."""
-
-    def command(
-        self, quantization: Quantization, source: Path, target: Path, imatrix: Path | None
-    ) -> Command:
-        """The command that reads `source` and writes `target`."""
-
-    def substitutions(self, report: dict[str, object], log: str) -> list[dict[str, str]]:
-        """Tensors that got another type than asked: [{tensor, wanted, used, why}].
-
-        `report` is the worker's response ({} for a program), `log` what the command printed.
-        """
-
+__all__ = ["QUANTIZERS", "CalibrationSet", "Choice", "QuantizeJob", "Quantizer", "choose_quantizer"]
 
 QUANTIZERS: dict[str, Quantizer] = {
     "gguf": GgufPackage(),
     "llama-quantize": LlamaQuantize(),
+    "llm-compressor": LlmCompressor(),
+    "autoawq": AutoAwq(),
+    "auto-gptq": AutoGptq(),
 }
+"""In the order in which `tool: auto` asks them: what is maintained before what is deprecated."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tool that will quantize, and why it is this one, in words."""
+
+    quantizer: Quantizer
+    why: str
 
 
 def quantizers() -> dict[str, Quantizer]:
@@ -51,14 +44,26 @@ def quantizers() -> dict[str, Quantizer]:
     return {**added, **QUANTIZERS}
 
 
-def choose_quantizer(quantization: Quantization) -> Quantizer:
-    """The tool the recipe names, or the first of the table that can do it without compiling."""
+def choose_quantizer(quantization: Quantization, device: str) -> Choice:
+    """The tool the recipe names, or the first of the table that can do it on `device` (cpu, cuda).
+
+    Raises PlanError, with every tool's reason, where none can.
+    """
     table = quantizers()
-    wanted = table.values() if quantization.tool == "auto" else [table[quantization.tool]]
-    for quantizer in wanted:
-        if quantizer.supports(quantization):
-            return quantizer
+    wanted = [quantization.tool]
+    if quantization.tool == "auto":
+        known = {tool for tools in TOOLS.values() for tool in tools}
+        fits = TOOLS[quantization.method]
+        wanted = [tool for tool in table if tool in fits or tool not in known]
+    refusals = []
+    for quantizer in (table[tool] for tool in wanted):
+        refusal = quantizer.refusal(quantization, device)
+        if refusal is None:
+            named = "the recipe names it" if quantization.tool != "auto" else quantizer.merit
+            return Choice(quantizer, named)
+        refusals.append(f"{quantizer.tool} {refusal}")
     raise PlanError(
-        f"no quantizer makes {quantization.method} {quantization.scheme}",
-        f"Tools: {', '.join(table)}.",
+        f"no tool makes {quantization.method} {quantization.scheme} on {device}: "
+        + "; ".join(refusals),
+        "Choose another scheme, tool or target.device.",
     )

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from deployer.command import Command
+from deployer.quantizers.job import QuantizeJob
 from deployer.recipe import Quantization
 
 SCHEMES = ("q4_0", "q8_0")
+TOOLCHAIN = "llama-cpp"
 
 
 class GgufPackage:
     tool = "gguf"
-    toolchain = "llama-cpp"
     format = "gguf"
+    merit = "it needs no compiler"
 
-    def supports(self, quantization: Quantization) -> bool:
-        return quantization.scheme in SCHEMES and not quantization.imatrix
+    def refusal(self, quantization: Quantization, device: str) -> str | None:
+        if quantization.scheme not in SCHEMES:
+            return f"makes {' and '.join(SCHEMES)} only"
+        return "cannot use an importance matrix" if quantization.imatrix else None
 
-    def command(
-        self, quantization: Quantization, source: Path, target: Path, imatrix: Path | None
-    ) -> Command:
-        request = {"gguf": str(source), "out": str(target), "scheme": quantization.scheme}
-        return Command(self.toolchain, worker="quantize_gguf", request=request)
+    def toolchain(self, device: str) -> str:
+        return TOOLCHAIN
+
+    def command(self, job: QuantizeJob) -> Command:
+        request = {
+            "gguf": str(job.source),
+            "out": str(job.target),
+            "scheme": job.quantization.scheme,
+        }
+        return Command(TOOLCHAIN, worker="quantize_gguf", request=request)
 
     def substitutions(self, report: dict[str, object], log: str) -> list[dict[str, str]]:
         found = report.get("substitutions")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from deployer.command import Command
+from deployer.quantizers.job import QuantizeJob
 from deployer.recipe import GGUF_SCHEMES, Quantization
 
 _FALLBACK = re.compile(
@@ -14,21 +14,25 @@ _FALLBACK = re.compile(
 )
 
 
+TOOLCHAIN = "llama-cpp-native"
+
+
 class LlamaQuantize:
     tool = "llama-quantize"
-    toolchain = "llama-cpp-native"
     format = "gguf"
+    merit = "it makes every llama.cpp type"
 
-    def supports(self, quantization: Quantization) -> bool:
-        return quantization.scheme in GGUF_SCHEMES
+    def refusal(self, quantization: Quantization, device: str) -> str | None:
+        return None if quantization.scheme in GGUF_SCHEMES else "makes llama.cpp types only"
 
-    def command(
-        self, quantization: Quantization, source: Path, target: Path, imatrix: Path | None
-    ) -> Command:
-        options = ("--imatrix", str(imatrix)) if imatrix else ()
-        scheme = str(quantization.scheme).upper()
-        arguments = (*options, str(source), str(target), scheme)
-        return Command(self.toolchain, "llama-quantize", arguments)
+    def toolchain(self, device: str) -> str:
+        return TOOLCHAIN
+
+    def command(self, job: QuantizeJob) -> Command:
+        options = ("--imatrix", str(job.imatrix)) if job.imatrix else ()
+        scheme = str(job.quantization.scheme).upper()
+        arguments = (*options, str(job.source), str(job.target), scheme)
+        return Command(TOOLCHAIN, "llama-quantize", arguments)
 
     def substitutions(self, report: dict[str, object], log: str) -> list[dict[str, str]]:
         """llama-quantize tells of them in its log only."""

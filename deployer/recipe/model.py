@@ -7,52 +7,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from deployer.recipe.quantization import Calibration, Quantization
+from deployer.recipe.section import Millis, Repository, Revision, Section, Text
+from deployer.recipe.serve import SERVERS, Serve, Vllm
 
 SOURCES = ("huggingface", "path", "gguf", "package")
+METHODS = {"llama.cpp": ("gguf", "none"), "vllm": ("awq", "gptq", "bitsandbytes", "none")}
+"""Engine -> the quantization methods whose weights it loads."""
 PATH_FIELDS = (
     ("source", "path"),
     ("source", "gguf"),
     ("calibration", "text"),
+    ("calibration", "chats"),
     ("quality", "text"),
     ("serve", "api_key_file"),
 )
 """Fields that name a file or folder; relative ones are relative to the recipe."""
 
-GGUF_SCHEMES = (
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s",
-    "q4_1", "q4_0", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s", "iq4_nl", "iq4_xs", "iq3_m",
-    "iq3_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
-    "q2_0", "q1_0", "tq1_0", "tq2_0", "mxfp4_moe",
-)  # fmt: skip
-NEED_IMATRIX = frozenset(
-    {"iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "q2_k_s"}
-)
-"""Types llama-quantize refuses to make without an importance matrix."""
-
-Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f-][^\x00-\x1f]*$")]
-Positive = Annotated[int, Field(gt=0)]
-Millis = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, strict, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
 
 class Source(Section):
     """Where the model comes from: exactly one of the four."""
 
-    huggingface: Annotated[
-        str | None, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)
-    ] = Field(None, description="A Hugging Face repository, ORGANISATION/NAME.")
-    revision: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=200)] = (
-        Field(
-            None,
-            description="Commit, tag or branch of the repository. A 40-digit commit is fetched as "
-            "it is; anything else is resolved to a commit first, and the commit is recorded.",
-        )
+    huggingface: Repository | None = Field(
+        None, description="A Hugging Face repository, ORGANISATION/NAME."
+    )
+    revision: Revision | None = Field(
+        None,
+        description="Commit, tag or branch of the repository. A 40-digit commit is fetched as "
+        "it is; anything else is resolved to a commit first, and the commit is recorded.",
     )
     path: Text | None = Field(
         None, description="A folder with a checkpoint (config.json and *.safetensors)."
@@ -78,53 +62,13 @@ class Source(Section):
 class Target(Section):
     """What the model is built for."""
 
-    engine: Literal["llama.cpp"] = Field("llama.cpp", description="The inference engine.")
+    engine: Literal["llama.cpp", "vllm"] = Field(
+        "llama.cpp",
+        description="The inference engine: llama.cpp serves GGUF files, vllm checkpoints.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the engine computes; auto takes a GPU where there is one."
     )
-
-
-class Quantization(Section):
-    """How the weights are made smaller."""
-
-    method: Literal["gguf", "none"] = Field(
-        "gguf", description="gguf: a llama.cpp type, named by scheme. none: 16-bit weights (f16)."
-    )
-    scheme: Literal[GGUF_SCHEMES] | None = Field(  # type: ignore[valid-type]
-        None, description="The llama.cpp type, for example q4_0, q8_0 or q4_k_m."
-    )
-    tool: Literal["auto", "gguf", "llama-quantize"] = Field(
-        "auto",
-        description="auto: the gguf package for q4_0 and q8_0, which needs no compiler; "
-        "llama-quantize, built once from the pinned source, for all else.",
-    )
-    imatrix: bool = Field(
-        False, description="Weigh rounding errors by an importance matrix of the calibration text."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Quantization:
-        if self.method == "none":
-            if self.scheme is not None or self.imatrix or self.tool != "auto":
-                raise ValueError("method none takes no scheme, tool or imatrix")
-            return self
-        if self.scheme is None:
-            raise ValueError("scheme is missing, for example q4_0")
-        if self.imatrix and self.tool == "gguf":
-            raise ValueError("the gguf tool cannot use an importance matrix; use llama-quantize")
-        if self.tool == "gguf" and self.scheme not in ("q4_0", "q8_0"):
-            raise ValueError(f"the gguf tool makes q4_0 and q8_0, not {self.scheme}")
-        if self.scheme in NEED_IMATRIX and not self.imatrix:
-            raise ValueError(f"{self.scheme} needs an importance matrix: set imatrix: true")
-        return self
-
-
-class Calibration(Section):
-    """The text that tells the quantizer which weights matter; never the evaluation text."""
-
-    text: Text | None = Field(None, description="A UTF-8 text file; default: the one that ships.")
-    samples: Positive = Field(32, description="Number of chunks that are used.")
-    length: Annotated[int, Field(ge=64, le=131072)] = Field(512, description="Tokens per chunk.")
 
 
 class Quality(Section):
@@ -139,44 +83,6 @@ class Quality(Section):
     )
     max_perplexity: Annotated[float, Field(gt=1.0, le=10_000.0)] = Field(
         200.0, description="Limit of the perplexity itself; garbage is far above it."
-    )
-
-
-class Serve(Section):
-    """How the bundle is served."""
-
-    server: Literal["auto", "llama-server", "source", "xllamacpp", "llama-cpp-python"] = Field(
-        "auto",
-        description="llama-server: an installed one. source: built once from the pinned release. "
-        "xllamacpp: the same native server from a prebuilt wheel. llama-cpp-python: the Python "
-        "server, one request at a time. auto never takes one that must be compiled first.",
-    )
-    host: Annotated[str, Field(pattern=r"^[0-9A-Za-z:][0-9A-Za-z.:-]*$", max_length=253)] = Field(
-        "127.0.0.1", description="Address to listen on; other than loopback needs api_key_file."
-    )
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8080, description="TCP port; 0 takes a free one."
-    )
-    context: Annotated[int, Field(ge=64, le=10_000_000)] = Field(
-        2048, description="Tokens a request may use, prompt and output together."
-    )
-    parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
-        8, description="Slots: requests that are decoded at the same time."
-    )
-    threads: Positive | None = Field(
-        None, description="CPU threads; default: the physical cores this process may use."
-    )
-    api_key_file: Text | None = Field(
-        None, description="File with one API key a line; relative to the recipe."
-    )
-    ready_timeout: Annotated[int, Field(ge=1, le=86_400)] = Field(
-        600, description="Seconds until the first token must have come."
-    )
-    drain_timeout: Annotated[int, Field(ge=0, le=86_400)] = Field(
-        30, description="Seconds that running requests get to finish after SIGTERM."
-    )
-    extra_args: tuple[Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")], ...] = Field(
-        (), description="Further arguments, handed to the server as they are."
     )
 
 
@@ -227,6 +133,25 @@ class Recipe(Section):
     quality: Quality = Field(default_factory=Quality)
     serve: Serve = Field(default_factory=Serve)
     loadtest: LoadTest = Field(default_factory=LoadTest)
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Recipe:
+        """What is set fits the engine; every problem is told at once."""
+        engine, method = self.target.engine, self.quantization.method
+        problems = []
+        if method not in METHODS[engine]:
+            fit = " or ".join(name for name, methods in METHODS.items() if method in methods)
+            problems.append(f"quantization.method {method} needs target.engine {fit}, not {engine}")
+        if self.serve.server not in SERVERS[engine]:
+            known = ", ".join(SERVERS[engine])
+            problems.append(
+                f"engine {engine} has no serve.server {self.serve.server}; known: {known}"
+            )
+        if engine != "vllm" and self.serve.vllm != Vllm():
+            problems.append(f"serve.vllm needs target.engine vllm, not {engine}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 def json_schema() -> dict[str, Any]:

@@ -223,6 +223,17 @@ def _make_paths_absolute(data: dict[str, Any], base: Path) -> None:
         values = data.get(section)
         if isinstance(values, dict) and isinstance(values.get(name), str) and values[name]:
             values[name] = _absolute(values[name], base)
+    for adapter in _adapters(data):
+        adapter["path"] = _absolute(adapter["path"], base)
+
+
+def _adapters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The LoRA adapters of a recipe that name a folder."""
+    found: Any = data
+    for key in ("serve", "vllm", "lora"):
+        found = found.get(key) if isinstance(found, dict) else None
+    entries = found if isinstance(found, list) else []
+    return [e for e in entries if isinstance(e, dict) and isinstance(e.get("path"), str)]
 
 
 def _absolute(value: str, base: Path) -> str:
@@ -349,6 +360,12 @@ def _missing_files(document: _Document, sections: Sequence[str]) -> list[Problem
         if not _exists(Path(value), is_folder):
             kind = "folder" if is_folder else "file"
             problems.append(Problem(_dotted(at), f"there is no {kind} {value}", document.line(at)))
+    if "serve" in sections:
+        problems += [
+            Problem("serve.vllm.lora", f"there is no folder {adapter['path']}", None)
+            for adapter in _adapters(document.data)
+            if "\x00" not in adapter["path"] and not _exists(Path(adapter["path"]), True)
+        ]
     return problems
 
 

@@ -25,7 +25,21 @@ def start_mark(pid: int) -> str | None:
 
 
 def peak_rss(pid: int) -> int | None:
-    """The most physical memory a process has held so far, bytes (Linux only)."""
+    """The most physical memory a process and those it started have held so far, bytes (Linux).
+
+    Pages they share are counted once for each, so this is an upper bound.
+    """
+    own = _high_water(pid)
+    if own is None:
+        return None
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        children = []
+    return own + sum(_high_water(child.pid) or 0 for child in children)
+
+
+def _high_water(pid: int) -> int | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:

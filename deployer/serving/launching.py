@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from deployer.errors import (
     ServerExited,
     UsageError,
 )
+from deployer.gpus import gpus
 from deployer.home import Home
 from deployer.machine import available_memory, usable_cores
 from deployer.process import Child, clean_environment, spawn, tail, which
@@ -51,7 +53,7 @@ def start(
     Detached, returns the server's record once it is ready. In the foreground, calls `on_ready`
     with it, serves until SIGTERM or SIGINT, and returns the last record; must then be called in
     the main thread. `name` is the server's name (default: the bundle's), `base` the folder that
-    `serve.api_key_file` is relative to (default: the current one).
+    the files `serve` names are relative to (default: the current one).
 
     Raises UsageError and PlanError for what cannot be, ToolchainError where the server's program
     cannot be had, ServerExited, ReadinessTimeout or ServerError where it does not come up.
@@ -60,20 +62,23 @@ def start(
     running = folder.current()
     if running is not None and running.state in ALIVE:
         raise name_taken(running.name)
-    key_file = _key_file(serve, base, progress)
-    preflight.check_exposure(serve.host, key_file is not None)
+    serve = _absolute(serve, base or Path.cwd())
+    if serve.api_key_file:
+        preflight.read_key(Path(serve.api_key_file), progress)
+    preflight.check_exposure(serve.host, serve.api_key_file is not None)
+    preflight.check_lora(serve)
     preflight.check_weights(bundle)
-    memory = available_memory()
-    preflight.check_memory(bundle, serve.context, serve.parallel, memory)
 
     engine = engine_named(bundle.manifest.engine)
-    spare = memory - preflight.memory_needed(bundle, serve.context, serve.parallel)
-    facts = _facts(engine, home, spare)
+    model = _model(bundle, device)
+    facts = _facts(engine, home)
+    available, needed = available_memory(), engine.memory(model, serve, facts)
+    preflight.check_memory(needed, serve, available)
+    facts = replace(facts, spare_memory=available - needed.total)
     server = engine.choose(serve.server, facts)
-    model = ModelToServe(bundle.weights.absolute(), bundle.manifest.name, device)
     for attempt in range(1, PORT_ATTEMPTS + 1):
         port = preflight.take_port(serve.host, serve.port)
-        chosen = serve.model_copy(update={"port": port, "api_key_file": key_file})
+        chosen = serve.model_copy(update={"port": port})
         launch = engine.launch(server, model, chosen, facts)
         spec = _spec(folder.root.name, bundle, chosen, launch, home, progress)
         try:
@@ -87,20 +92,40 @@ def start(
     raise AssertionError("unreachable")
 
 
-def _key_file(serve: Serve, base: Path | None, progress: Progress) -> str | None:
-    if serve.api_key_file is None:
-        return None
-    path = ((base or Path.cwd()) / serve.api_key_file).absolute()
-    preflight.read_key(path, progress)
-    return str(path)
+def _absolute(serve: Serve, base: Path) -> Serve:
+    """The same settings with absolute paths."""
+    changes: dict[str, Any] = {}
+    if serve.api_key_file is not None:
+        changes["api_key_file"] = str((base / serve.api_key_file).absolute())
+    if serve.vllm.lora:
+        adapters = tuple(
+            adapter.model_copy(update={"path": str((base / adapter.path).absolute())})
+            for adapter in serve.vllm.lora
+        )
+        changes["vllm"] = serve.vllm.model_copy(update={"lora": adapters})
+    return serve.model_copy(update=changes)
 
 
-def _facts(engine: Engine, home: Home, spare: int) -> Facts:
+def _model(bundle: Bundle, device: str) -> ModelToServe:
+    quantization = bundle.manifest.quantization
+    return ModelToServe(
+        weights=bundle.weights.absolute(),
+        alias=bundle.manifest.name,
+        device=device,
+        method=str(quantization.get("method", "none")),
+        scheme=quantization.get("scheme"),
+        kv_bytes_per_token=int(quantization.get("kv_bytes_per_token", 0)),
+        weights_bytes=bundle.weights_bytes,
+    )
+
+
+def _facts(engine: Engine, home: Home) -> Facts:
     return Facts(
         cores=usable_cores(),
+        has_gpu=bool(gpus()),
         programs=frozenset(p for p in engine.programs if which(p)),
         toolchains=frozenset(t.name for t in provision.installed(home) if t.current),
-        spare_memory=spare,
+        cache=home.cache / "compiled",
     )
 
 

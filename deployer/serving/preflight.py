@@ -10,12 +10,11 @@ from pathlib import Path
 
 import psutil
 
-from deployer.artifacts import Bundle
+from deployer.artifacts import FOLDER, Bundle
+from deployer.engines import Memory
 from deployer.errors import PlanError, ServerError, UsageError
 from deployer.progress import Progress
-
-BUFFERS = 256 << 20
-"""Bytes allowed for the server's compute buffers and the process itself."""
+from deployer.recipe import Serve
 
 
 def read_key(path: Path, progress: Progress) -> str:
@@ -114,34 +113,23 @@ def _holder(port: int) -> str:
     return ""
 
 
-def memory_needed(bundle: Bundle, context: int, parallel: int) -> int:
-    """Bytes the server will hold: weights, the key-value cache of every slot, buffers.
-
-    The cache is counted where the manifest says its `kv_bytes_per_token`.
-    """
-    per_token = bundle.manifest.quantization.get("kv_bytes_per_token", 0)
-    cache = int(per_token) * context * parallel
-    return bundle.weights.stat().st_size + cache + BUFFERS
-
-
-def check_memory(bundle: Bundle, context: int, parallel: int, available: int) -> None:
+def check_memory(needed: Memory, serve: Serve, available: int) -> None:
     """Refuse a server that cannot fit; raises PlanError with the arithmetic (bytes in)."""
-    needed = memory_needed(bundle, context, parallel)
-    if needed <= available:
+    if needed.total <= available:
         return
-    weights = bundle.weights.stat().st_size
-    cache = needed - weights - BUFFERS
     raise PlanError(
-        f"serving needs {_gib(needed)} of memory and {_gib(available)} are available: weights "
-        f"{_gib(weights)} + cache {_gib(cache)} ({parallel} slots of {context} tokens) + buffers "
-        f"{_gib(BUFFERS)}",
-        _what_fits(weights, cache, context, parallel, available),
+        f"serving needs {_gib(needed.total)} of memory and {_gib(available)} are available: "
+        f"weights {_gib(needed.weights)} + cache {_gib(needed.cache)} ({serve.parallel} slots of "
+        f"{serve.context} tokens) + buffers {_gib(needed.buffers)}",
+        _what_fits(needed, serve, available),
     )
 
 
-def _what_fits(weights: int, cache: int, context: int, parallel: int, available: int) -> str:
-    room = available - weights - BUFFERS
-    slots = room * parallel // cache if cache and room > 0 else 0
+def _what_fits(needed: Memory, serve: Serve, available: int) -> str:
+    room = available - needed.weights - needed.buffers
+    slots = room * serve.parallel // needed.cache if needed.cache and room > 0 else 0
+    if slots >= 1 and serve.vllm.kv_cache_gib is not None:
+        return f"With --set serve.vllm.kv_cache_gib={room * 10 // (1 << 30) / 10:g} it fits."
     if slots >= 1:
         return f"With --set serve.parallel={slots} it fits; a smaller serve.context helps as well."
     return "Free memory, or build a bundle with fewer bits per weight."
@@ -153,16 +141,38 @@ def _gib(size: int) -> str:
 
 def check_weights(bundle: Bundle) -> None:
     """The weights are there and as long as the manifest says; raises ServerError."""
-    entry = next((f for f in bundle.manifest.files if f.path == bundle.manifest.weights), None)
-    try:
-        size = bundle.weights.stat().st_size
-    except OSError as error:
-        raise ServerError(
-            f"the bundle {bundle.root} has no {bundle.manifest.weights}",
-            "Build it again with `deployer build`.",
-        ) from error
-    if entry is not None and entry.size != size:
-        raise ServerError(
-            f"{bundle.weights} has {size} bytes, its manifest says {entry.size}: it is damaged",
-            "Build it again with `deployer build`.",
-        )
+    weights = bundle.manifest.weights
+    if not bundle.weights.exists():
+        raise _absent(bundle, weights)
+    for entry in bundle.manifest.files:
+        checkpoint = weights == FOLDER and entry.path.endswith((".safetensors", ".json"))
+        if entry.path != weights and not checkpoint:
+            continue
+        path = bundle.root / entry.path
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise _absent(bundle, entry.path) from error
+        if entry.size != size:
+            raise ServerError(
+                f"{path} has {size} bytes, its manifest says {entry.size}: it is damaged",
+                "Build it again with `deployer build`.",
+            )
+
+
+def _absent(bundle: Bundle, name: str) -> ServerError:
+    return ServerError(
+        f"the bundle {bundle.root} has no {name}", "Build it again with `deployer build`."
+    )
+
+
+def check_lora(serve: Serve) -> None:
+    """Every LoRA adapter is a folder with its two files; raises UsageError."""
+    for adapter in serve.vllm.lora:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (Path(adapter.path) / name).is_file():
+                raise UsageError(
+                    f"the LoRA adapter {adapter.name} has no {name} in {adapter.path}",
+                    "serve.vllm.lora names the folder the adapter was saved to; relative to the "
+                    "recipe.",
+                )

@@ -11,7 +11,6 @@ servers/NAME/
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from deployer.artifacts import Record
+from deployer.durable import write_atomically
 from deployer.errors import UsageError
 from deployer.home import Home
 from deployer.serving.identity import peak_rss, start_mark
@@ -109,9 +109,7 @@ class ServerFolder:
 
     def write(self, record: ServerRecord) -> None:
         """Replace the record; a reader sees the old or the new one, never a part."""
-        temporary = self.state_file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record.model_dump(mode="json")), encoding="utf-8")
-        temporary.replace(self.state_file)
+        write_atomically(self.state_file, json.dumps(record.model_dump(mode="json")))
 
     def read(self) -> ServerRecord | None:
         """The record as it was written, None where there is none."""

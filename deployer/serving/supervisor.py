@@ -33,7 +33,11 @@ TICK = 0.05
 RESTARTS = 3
 RESTART_WINDOW = 60.0
 STOP_GRACE = 10.0
-_STRAY = ("LLAMA_ARG_", "LLAMA_API_KEY", "AIP_", "HF_TOKEN")
+_STRAY = (
+    "LLAMA_ARG_", "LLAMA_API_KEY", "AIP_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_",
+    "OPENAI_API_KEY", "OMP_NUM_THREADS", "TORCH_COMPILE", "TORCHDYNAMO_", "TORCHINDUCTOR_",
+    "TRITON_",
+)  # fmt: skip
 """Beginnings of variables that would change the engine's settings behind the recipe's back."""
 
 

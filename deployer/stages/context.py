@@ -60,13 +60,7 @@ class StageContext:
         `weights` is a GGUF file or a folder of safetensors files.
         """
         with self.progress.step("look for NaN and Inf") as step:
-            found = self.work("scan_weights", "llama-cpp", {"path": str(weights)}, step)
-        if found["tensor"]:
-            raise StageError(
-                f"the tensor {found['tensor']} of {found['file']} holds values that are no finite "
-                "numbers",
-                "The weights are damaged, or too large for 16 bits; use another source.",
-            )
+            refuse_infinite(self.work("scan_weights", "llama-cpp", {"path": str(weights)}, step))
 
     def run(self, command: Command, step: Step | None = None) -> tuple[dict[str, Any], str]:
         """Carry a command out; gives (worker's response or {}, what it printed)."""
@@ -84,6 +78,16 @@ class StageContext:
             log_path=log_path,
         )
         return {}, log_path.read_text(encoding="utf-8", errors="replace")
+
+
+def refuse_infinite(found: Mapping[str, Any]) -> None:
+    """Raise StageError where a scan (see workers/scan_weights.py) `found` a bad tensor."""
+    if found["tensor"]:
+        raise StageError(
+            f"the tensor {found['tensor']} of {found['file']} holds values that are no finite "
+            "numbers",
+            "The weights are damaged, or too large for 16 bits; use another source.",
+        )
 
 
 def read_text(path: Path) -> str:

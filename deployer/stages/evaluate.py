@@ -1,4 +1,4 @@
-"""Evaluate: the perplexity of a short text, forced through the engine token by token.
+"""Evaluate: the perplexity of a short text in the engine that will serve the model.
 
 The gate compares it with the 16-bit model's on the same token ids, so that a garbage model can
 never become a bundle.
@@ -11,27 +11,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deployer.engines import Scoring
 from deployer.errors import QualityGateError, StageError
 from deployer.recipe import Quality
 from deployer.stages.context import StageContext, read_text
+from deployer.stages.parity import QUESTION
 
-METHOD = "teacher-forced through the llama.cpp server: BOS, then every token scored"
+METHODS = {
+    "score_llama_cpp": "teacher-forced through the llama.cpp server: BOS, then every token scored",
+    "score_vllm": "prompt log-probabilities of vLLM: BOS, then every token scored",
+}
+"""Worker -> how it measures."""
 
 
 def run(
-    gguf: Path, text: Path, tokens: int, title: str, folder: Path, context: StageContext
+    weights: Path,
+    scoring: Scoring,
+    settings: Mapping[str, Any],
+    text: Path,
+    title: str,
+    context: StageContext,
 ) -> Mapping[str, Any]:
-    """Score `tokens` tokens of `text` with the model `gguf`; keeps every token's value."""
-    request = {"gguf": str(gguf), "text": read_text(text), "tokens": tokens}
-    context.toolchain("llama-cpp")
+    """Score `text` with the model `weights`; keeps every token's value.
+
+    `settings` go to the worker with it: `tokens`, how many are scored, and what the engine needs;
+    `parity` asks the parity question as well.
+    """
+    tokens = settings["tokens"]
+    request = {"model": str(weights), "text": read_text(text), **settings}
+    if settings.get("parity"):
+        request |= QUESTION
+    context.toolchain(scoring.toolchain)
     with context.progress.step(title) as step:
-        scores = context.work("score_llama_cpp", "llama-cpp", request, step)
+        scores = context.work(scoring.worker, scoring.toolchain, request, step)
     if scores["tokens"] < tokens:
         raise StageError(
             f"the evaluation text has {scores['tokens']} tokens; the recipe scores {tokens}",
             "Give a longer quality.text, or lower quality.tokens.",
         )
-    return scores
+    return {**scores, "method": METHODS.get(scoring.worker, scoring.worker)}
 
 
 def compare(
@@ -47,7 +65,7 @@ def compare(
         "corpus": text_name,
         "window": scores["tokens"],
         "tokens": scores["tokens"],
-        "method": METHOD,
+        "method": scores["method"],
         "ids_sha256": scores["ids_sha256"],
         "engine": scores["engine_version"],
         "sample": scores["sample"],

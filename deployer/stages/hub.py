@@ -1,36 +1,91 @@
-"""Hugging Face repositories: pin a revision, download it resumably, verify every file."""
+"""The model hub: pin a revision, download models and data sets resumably, verify every file."""
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployer.artifacts import file_digest
-from deployer.checkpoint import require_safetensors, wanted_files
+from deployer.checkpoint import MAX_JSON, require_safetensors, wanted_files
 from deployer.errors import SourceError
 from deployer.progress import Step
 from deployer.store import DISK_TROUBLE, link_or_copy, require_space
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 Result = TypeVar("Result")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 PAUSES = (2.0, 4.0, 8.0)
 """Seconds between attempts when a download breaks off."""
+DATASET_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+"""Files of a data set that hold data only. Scripts and pickles could run code."""
+CONFIG_TIMEOUT = 10.0
+"""Seconds that a plan waits for the hub's answer."""
+_SHOWN_FILES = 5
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model repository at a revision, and the words in which errors speak of it."""
+
+    name: str
+    revision: str | None
+    kind = "model"
+    what = "model repository"
+    field = "source.huggingface"
+    revision_field = "source.revision"
+    otherwise = "use source.path, source.gguf or source.package"
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.revision}" if self.revision else self.name
+
+
+@dataclass(frozen=True)
+class _Dataset(_Model):
+    """The same of a data set."""
+
+    kind = "dataset"
+    what = "data set"
+    field = "calibration.dataset"
+    revision_field = "calibration.revision"
+    otherwise = "use calibration.text or calibration.chats"
 
 
 def resolve_revision(repository: str, revision: str | None) -> str:
     """The 40-digit commit of a revision; asks the hub unless it is one already."""
-    if revision and _COMMIT.match(revision):
-        return revision
-    commit = _info(repository, revision).sha
-    if not commit:
-        raise SourceError(f"the hub names no commit for {repository}")
-    return str(commit)
+    return _resolved(_Model(repository, revision))
+
+
+def resolve_dataset_revision(dataset: str, revision: str | None) -> str:
+    """The same for a data set."""
+    return _resolved(_Dataset(dataset, revision))
+
+
+def fetch_config(repository: str, commit: str) -> dict[str, Any] | None:
+    """The repository's config.json; None when the hub cannot be reached within seconds.
+
+    Raises SourceError where the hub refuses, or where there is no such file or no JSON object.
+    """
+    try:
+        content = _small_file(_Model(repository, commit), "config.json")
+    except _UnreachableError:
+        return None
+    try:
+        config = json.loads(content) if len(content) <= MAX_JSON else None
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"config.json of {repository} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise SourceError(
+            f"config.json of {repository} is no JSON object, or larger than {MAX_JSON >> 20} MiB",
+            "Check the repository's name and revision.",
+        )
+    return config
 
 
 def download(repository: str, commit: str, target: Path, cache: Path, step: Step) -> None:
@@ -39,7 +94,8 @@ def download(repository: str, commit: str, target: Path, cache: Path, step: Step
     Only safetensors, JSON, text and tokenizer files are fetched. Files the hub keeps a SHA-256
     of are compared with it.
     """
-    siblings = _info(repository, commit).siblings or []
+    at = _Model(repository, commit)
+    siblings = _info(at).siblings or []
     sizes = {file.rfilename: int(file.size or 0) for file in siblings}
     hashes = {file.rfilename: file.lfs.sha256 for file in siblings if file.lfs}
     require_safetensors(sizes, f"{repository} at {commit[:12]}")
@@ -49,25 +105,92 @@ def download(repository: str, commit: str, target: Path, cache: Path, step: Step
     done = 0
     for name in names:
         step.update(done=done, total=total, note=f"{name} ({sizes[name] / 1e6:,.0f} MB)")
-        path = _download_file(repository, commit, name, cache, _bar(step, done, total))
-        if name in hashes and file_digest(path.resolve()) != hashes[name]:
-            path.resolve().unlink()
-            raise SourceError(
-                f"{name} of {repository} does not match the hub's SHA-256",
-                "It was deleted; run the build again to fetch it anew.",
-            )
-        link_or_copy(path.resolve(), target / name)
+        path = _download_file(at, name, cache, _bar(step, done, total))
+        _require_hash(path, name, hashes, repository)
+        link_or_copy(path, target / name)
         done += sizes[name]
     step.update(done=total, total=total, note="verified")
 
 
-def _info(repository: str, revision: str | None) -> ModelInfo:
+def download_dataset_file(
+    dataset: str, revision: str, file: str, target: Path, cache: Path, step: Step
+) -> None:
+    """Download one file of a data set, at a commit, to the path `target`; verified as above.
+
+    Raises SourceError where there is no such file, or its kind could run code.
+    """
+    at = _Dataset(dataset, revision)
+    if PurePosixPath(file).suffix.lower() not in DATASET_SUFFIXES:
+        raise SourceError(
+            f"{file} of {dataset} is no {', '.join(DATASET_SUFFIXES)} file",
+            "Name a file of that kind in calibration.file; scripts and pickles are not read.",
+        )
+    siblings = {entry.rfilename: entry for entry in _info(at).siblings or []}
+    if file not in siblings:
+        fit = sorted(n for n in siblings if PurePosixPath(n).suffix.lower() in DATASET_SUFFIXES)
+        listed = ", ".join(fit[:_SHOWN_FILES]) + (", …" if len(fit) > _SHOWN_FILES else "")
+        raise SourceError(
+            f"{at} has no file {file}",
+            f"It has {listed or 'no file that could be used'}; set calibration.file.",
+        )
+    size = int(siblings[file].size or 0)
+    require_space(cache, size, f"downloading {file} of {dataset}")
+    path = _download_file(at, file, cache, _bar(step, 0, size))
+    lfs = siblings[file].lfs
+    _require_hash(path, file, {file: lfs.sha256} if lfs else {}, dataset)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    link_or_copy(path, target)
+    step.update(done=size, total=size, note="verified")
+
+
+def _require_hash(path: Path, name: str, hashes: dict[str, str], repository: str) -> None:
+    if name in hashes and file_digest(path) != hashes[name]:
+        path.unlink()
+        raise SourceError(
+            f"{name} of {repository} does not match the hub's SHA-256",
+            "It was deleted; run the build again to fetch it anew.",
+        )
+
+
+def _resolved(at: _Model) -> str:
+    if at.revision and _COMMIT.match(at.revision):
+        return at.revision
+    commit = _info(at).sha
+    if not commit:
+        raise SourceError(f"the hub names no commit for {at.name}")
+    return str(commit)
+
+
+def _info(at: _Model) -> ModelInfo | DatasetInfo:
     from huggingface_hub import HfApi
 
-    def ask() -> ModelInfo:
-        return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30)
+    def ask() -> ModelInfo | DatasetInfo:
+        api = HfApi()
+        look = api.dataset_info if at.kind == "dataset" else api.model_info
+        return look(at.name, revision=at.revision, files_metadata=True, timeout=30)
 
-    return _persist(repository, revision, ask, ())
+    return _persist(at, ask, ())
+
+
+def _small_file(at: _Model, name: str) -> bytes:
+    """The first MAX_JSON + 1 bytes of a file in one plain request.
+
+    The client's own download asks five times more, over half a minute, where no hub answers.
+    """
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+
+    def ask() -> bytes:
+        url = hf_hub_url(at.name, name, repo_type=at.kind, revision=at.revision)
+        headers = {**build_hf_headers(), "Range": f"bytes=0-{MAX_JSON}"}
+        response = get_session().get(url, headers=headers, timeout=CONFIG_TIMEOUT)
+        hf_raise_for_status(response)
+        return bytes(response.content)
+
+    return _translated(at, ask)
 
 
 def _bar(step: Step, before: int, total: int) -> type:
@@ -90,29 +213,28 @@ def _bar(step: Step, before: int, total: int) -> type:
     return Bar
 
 
-def _download_file(repository: str, commit: str, name: str, cache: Path, bar: type) -> Path:
-    """One file, resumed over a few attempts when the connection breaks."""
+def _download_file(at: _Model, name: str, cache: Path, bar: type) -> Path:
+    """One file, where it really lies in the cache; resumed when the connection breaks."""
     from huggingface_hub import hf_hub_download
 
     def fetch() -> Path:
-        return Path(
-            hf_hub_download(repository, name, revision=commit, cache_dir=cache, tqdm_class=bar)
+        path = hf_hub_download(
+            at.name, name, repo_type=at.kind, revision=at.revision, cache_dir=cache, tqdm_class=bar
         )
+        return Path(path).resolve()
 
-    return _persist(repository, commit, fetch, PAUSES)
+    return _persist(at, fetch, PAUSES)
 
 
 class _UnreachableError(SourceError):
     """The hub did not answer; another attempt may succeed."""
 
 
-def _persist(
-    repository: str, revision: str | None, call: Callable[[], Result], pauses: Sequence[float]
-) -> Result:
+def _persist(at: _Model, call: Callable[[], Result], pauses: Sequence[float]) -> Result:
     """Call the hub; while it cannot be reached, again after each pause (seconds)."""
     for pause in (*pauses, None):
         try:
-            return _translated(repository, revision, call)
+            return _translated(at, call)
         except _UnreachableError as error:
             if pause is None:
                 raise SourceError(error.message, error.hint) from error.__cause__
@@ -120,31 +242,30 @@ def _persist(
     raise AssertionError("the last pause is None")
 
 
-def _translated(repository: str, revision: str | None, call: Callable[[], Result]) -> Result:
+def _translated(at: _Model, call: Callable[[], Result]) -> Result:
     """Call the hub; its exceptions become SourceErrors of one sentence and a hint."""
     from huggingface_hub import errors
 
-    at = f"{repository} at {revision}" if revision else repository
     try:
         return call()
     except errors.GatedRepoError as error:
         raise SourceError(
-            f"{repository} is gated: its owner must grant access",
+            f"{at.name} is gated: its owner must grant access",
             "Accept its terms on its page, then set HF_TOKEN to a token of that account.",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
-            f"the hub has no model repository {repository}, or it is private",
+            f"the hub has no {at.what} {at.name}, or it is private",
             "Check the spelling; for a private one set HF_TOKEN.",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise SourceError(
-            f"{repository} has no revision {revision}", "Check source.revision."
+            f"{at.name} has no revision {at.revision}", f"Check {at.revision_field}."
         ) from error
     except errors.HFValidationError as error:
-        raise SourceError(f"{at}: {error}", "Check source.huggingface.") from error
+        raise SourceError(f"{at}: {error}", f"Check {at.field}.") from error
     except errors.DisabledRepoError as error:
-        raise SourceError(f"the hub has disabled {repository}", "Use another model.") from error
+        raise SourceError(f"the hub has disabled {at.name}", "Use another one.") from error
     except errors.EntryNotFoundError as error:
         if not isinstance(error, errors.LocalEntryNotFoundError):
             raise SourceError(f"a file is missing from {at}: {_short(error)}") from error
@@ -168,11 +289,11 @@ def _transport_error() -> type[Exception]:
     return base
 
 
-def _unreachable(at: str, error: Exception) -> _UnreachableError:
+def _unreachable(at: _Model, error: Exception) -> _UnreachableError:
     return _UnreachableError(
         f"the model hub could not be reached for {at} ({_short(error)})",
-        "Check the network and HF_ENDPOINT, or use source.path, source.gguf or "
-        "source.package. What was downloaded is kept, and the next build resumes.",
+        f"Check the network and HF_ENDPOINT, or {at.otherwise}. What was downloaded is kept, and "
+        "the next build resumes.",
     )
 
 

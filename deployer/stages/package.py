@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from deployer import __version__
-from deployer.artifacts import MANIFEST, Manifest, json_digest, list_files
+from deployer.artifacts import FOLDER, MANIFEST, Manifest, json_digest, list_files
+from deployer.durable import write_atomically
 from deployer.planning import Plan
-from deployer.store import link_or_copy, write_atomically
+from deployer.stages.weights import GGUF
+from deployer.store import link_or_copy
 
-WEIGHTS = "model.gguf"
 _FROM_CHECKPOINT = ("LICENSE*", "NOTICE*", "USE_POLICY*", "tokenizer*", "special_tokens_map.json",
                     "chat_template.jinja", "generation_config.json", "config.json")  # fmt: skip
 
@@ -24,11 +25,20 @@ def run(
     tools: Mapping[str, str],
     folder: Path,
 ) -> Mapping[str, Any]:
-    """Fill `folder` with a bundle. `records`: source, gguf, quantization, quality, parity."""
-    link_or_copy(weights, folder / WEIGHTS)
+    """Fill `folder` with a bundle. `records`: source, weights, quantization, quality, parity.
+
+    `weights` is a GGUF file, which gets its tokenizer's files from the source `checkpoint` where
+    there is one, or the folder of a checkpoint, which has all it needs but perhaps the licence.
+    """
+    if weights.is_file():
+        link_or_copy(weights, folder / GGUF)
+    else:
+        for path in sorted(weights.iterdir()):
+            link_or_copy(path, folder / path.name)
     for pattern in _FROM_CHECKPOINT if checkpoint else ():
         for path in sorted(Path(str(checkpoint)).glob(pattern)):
-            link_or_copy(path, folder / path.name)
+            if not (folder / path.name).exists():
+                link_or_copy(path, folder / path.name)
     write_atomically(folder / "README.md", _readme(plan, records))
     manifest = _manifest(plan, records, tools, folder)
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1))
@@ -45,14 +55,14 @@ def _manifest(
 ) -> Manifest:
     recipe = plan.recipe
     files = list_files(folder)
-    gguf = records["gguf"]
+    weights = records["weights"]
     draft = Manifest(
         name=recipe.name,
         digest="",
         engine=recipe.target.engine,
-        weights=WEIGHTS,
+        weights=GGUF if (folder / GGUF).is_file() else FOLDER,
         size_bytes=sum(entry.size for entry in files),
-        bits_per_weight=gguf["bits_per_weight"],
+        bits_per_weight=weights["bits_per_weight"],
         files=files,
         recipe=recipe.model_dump(mode="json"),
         serve=recipe.serve.model_dump(mode="json"),
@@ -60,9 +70,9 @@ def _manifest(
         quantization={
             **recipe.quantization.model_dump(mode="json"),
             **records["quantization"],
-            "types": gguf["types"],
-            "kv_bytes_per_token": gguf["kv_bytes_per_token"],
-            "context_length": gguf["context_length"],
+            "types": weights["types"],
+            "kv_bytes_per_token": weights["kv_bytes_per_token"],
+            "context_length": weights["context_length"],
         },
         quality=dict(records["quality"]),
         parity=dict(records["parity"]),
@@ -71,6 +81,10 @@ def _manifest(
     )
     digest = json_digest(draft.model_dump(mode="json", exclude={"digest"}))
     return draft.model_copy(update={"digest": digest})
+
+
+_BY_HAND = {"llama.cpp": f"llama-server -m {GGUF}", "vllm": "vllm serve ."}
+"""How an engine is started in a bundle's folder."""
 
 
 def _readme(plan: Plan, records: Mapping[str, Any]) -> str:
@@ -82,12 +96,12 @@ def _readme(plan: Plan, records: Mapping[str, Any]) -> str:
 
 A bundle for {plan.recipe.target.engine}, made by deployer {__version__}.
 
-- Weights: `{WEIGHTS}`, {records["gguf"]["bits_per_weight"]} bits a weight
+- Weights: {records["weights"]["bits_per_weight"]} bits each, stored ones counted with their scales
 - Source: {source}
 - Quality: perplexity {quality["perplexity"]["value"]}{compared}, over {quality["tokens"]} tokens of
   {quality["corpus"]} ({quality["method"]})
 
 `manifest.json` has the digest of every file, the recipe, the tools and their versions.
-Serve it with `deployer serve` and this folder, or with any llama.cpp:
-`llama-server -m {WEIGHTS}`.
+Serve it with `deployer serve` and this folder, or without deployer:
+`{_BY_HAND[plan.recipe.target.engine]}`.
 """

@@ -1,64 +1,83 @@
-"""Quantize: 16-bit GGUF -> smaller GGUF, with its true size and every type substitution told."""
+"""Quantize: 16-bit weights become smaller; their true size and every substitution is told."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from deployer.command import Command
 from deployer.errors import StageError
-from deployer.gguf_file import inspect_gguf
-from deployer.quantizers import choose_quantizer
-from deployer.recipe import Calibration, Quantization
+from deployer.quantizers import CalibrationSet, QuantizeJob, choose_quantizer
 from deployer.stages.context import StageContext, read_text
+from deployer.stages.parity import require_same_files
+from deployer.stages.weights import describe
 from deployer.store import require_space
 
-GGUF = "model.gguf"
 IMATRIX = "imatrix.gguf"
+REPORTED = ("samples", "tokens", "layers_quantized", "layers_ignored")
+"""What of a worker's response is kept."""
 _LONG_LINE = 40
 _CHUNKS = re.compile(r"computing over (\d+) chunks")
 
 
-def run(
-    quantization: Quantization,
-    source: Path,
-    imatrix: Path | None,
-    folder: Path,
-    context: StageContext,
-) -> Mapping[str, Any]:
-    """Quantize the GGUF `source` as the recipe says."""
-    quantizer = choose_quantizer(quantization)
-    target = folder / GGUF
-    require_space(folder, source.stat().st_size, "quantizing")
-    command = quantizer.command(quantization, source, target, imatrix)
-    context.toolchain(quantizer.toolchain)
-    with context.progress.step(f"quantize to {quantization.scheme}") as step:
-        report, log = context.run(command, step)
-    info = inspect_gguf(target)
+def run(job: QuantizeJob, evaluation_text: Path, context: StageContext) -> Mapping[str, Any]:
+    """Quantize `job.source` as its recipe says; see `QuantizeJob` for what its paths are.
+
+    Raises StageError where calibration and evaluation text overlap, or a weight is not finite.
+    """
+    wanted = job.quantization
+    quantizer = choose_quantizer(wanted, job.device).quantizer
+    if job.calibration:
+        require_disjoint(job.calibration.path, evaluation_text)
+    before = describe(job.source)
+    require_space(job.target.parent, before["tensor_bytes"], "quantizing")
+    context.toolchain(quantizer.toolchain(job.device))
+    with context.progress.step(f"quantize to {wanted.scheme} with {quantizer.tool}") as step:
+        report, log = context.run(quantizer.command(job), step)
+    info = describe(job.target, before["parameters"])
+    parity: dict[str, Any] = {}
+    if job.target.is_dir():  # the GGUF tools refuse weights that are not finite themselves
+        context.require_finite(job.target)
+        parity = require_same_files(job.source, job.target)
     substitutions = quantizer.substitutions(report, log)
     if substitutions:
         context.progress.note(
             f"{len(substitutions)} tensors got another type than asked, for example "
             f"{substitutions[0]['tensor']}: {substitutions[0]['why']}"
         )
-    return {"gguf": info.as_json(), "tool": quantizer.tool, "substitutions": substitutions}
+    return {
+        "weights": info,
+        "tool": quantizer.tool,
+        "format": quantizer.format,
+        "substitutions": substitutions,
+        "parity": parity,
+        "report": {key: report[key] for key in REPORTED if key in report},
+    }
 
 
 def make_imatrix(
-    calibration: Calibration,
-    text: Path,
+    calibration: CalibrationSet,
     evaluation_text: Path,
     source: Path,
     folder: Path,
     context: StageContext,
 ) -> Mapping[str, Any]:
-    """Measure on `text` which weights matter (llama-imatrix); never on the evaluation text."""
-    require_disjoint(text, evaluation_text)
+    """Measure which weights matter (llama-imatrix), on the calibration set alone.
+
+    Raises StageError where it overlaps the evaluation text, is no plain text or is too short.
+    """
+    if calibration.kind != "text":
+        raise StageError(
+            "an importance matrix is made of plain text, not of chats",
+            "Set calibration.text, or calibration.file to a .txt file.",
+        )
+    require_disjoint(calibration.path, evaluation_text)
     context.toolchain("llama-cpp-native")
     arguments = (
-        "-m", str(source), "-f", str(text), "-o", str(folder / IMATRIX),
+        "-m", str(source), "-f", str(calibration.path), "-o", str(folder / IMATRIX),
         "-c", str(calibration.length), "--chunks", str(calibration.samples), "--no-ppl",
     )  # fmt: skip
     with context.progress.step("importance matrix") as step:
@@ -80,16 +99,44 @@ def make_imatrix(
 
 
 def require_disjoint(calibration: Path, evaluation: Path) -> None:
-    """Raise StageError where the two texts share a line of prose; compares hashes of lines."""
-    shared = _lines(calibration) & _lines(evaluation)
+    """Raise StageError where the two share a line of prose; compares lines of text, any spacing.
+
+    Of chats (JSONL) the lines of every message count. A parquet file is not looked into.
+    """
+    if calibration.suffix == ".parquet":
+        return
+    shared = _lines(_prose(calibration)) & _lines(read_text(evaluation))
     if shared:
         raise StageError(
-            f"the calibration text and the evaluation text share {len(shared)} lines, for "
+            f"the calibration set and the evaluation text share {len(shared)} lines, for "
             f"example: {min(shared)[:60]!r}",
             "Quality measured on calibration text looks better than it is: use another text.",
         )
 
 
-def _lines(path: Path) -> set[str]:
-    lines = (" ".join(line.split()) for line in read_text(path).splitlines())
+def _prose(path: Path) -> str:
+    """A text file as it is; of a JSONL file all strings."""
+    text = read_text(path)
+    if path.suffix not in (".jsonl", ".json"):
+        return text
+    return "\n".join(found for line in text.splitlines() for found in _strings(_parsed(line)))
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line  # the quantizer's worker names the line
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _lines(text: str) -> set[str]:
+    lines = (" ".join(line.split()) for line in text.splitlines())
     return {line for line in lines if len(line) >= _LONG_LINE}

@@ -56,17 +56,25 @@ def find_links(environ: Mapping[str, str] | None = None) -> list[str]:
 def wheel_arguments(lock_text: str, links: Sequence[str]) -> list[str]:
     """uv arguments that say where wheels come from.
 
-    The lock names a CPU build of torch, which the usual index does not carry: where no folder of
+    A CPU build of torch is not on the usual index: where the lock names one and no folder of
     `links` holds it, uv is told to use PyTorch's own index for it.
     """
     arguments = [part for link in links for part in ("--find-links", link)]
-    torch = re.search(r"^torch==(\S+)", lock_text, re.MULTILINE)
+    torch = re.search(r"^torch==(\S+\+cpu)", lock_text, re.MULTILINE)
     if torch and "UV_TORCH_BACKEND" not in os.environ:
         pattern = f"torch-{torch[1]}-*.whl"
         local = [Path(link.removeprefix("file://")) for link in links]
         if not any(folder.is_dir() and list(folder.glob(pattern)) for folder in local):
             arguments += ["--torch-backend", "cpu"]
     return arguments
+
+
+def source_arguments(spec: ToolchainSpec) -> list[str]:
+    """uv arguments that let what has no wheel be built, with the lock's own setuptools."""
+    if not spec.from_source:
+        return []
+    built = [part for name in spec.from_source for part in ("--no-binary", name)]
+    return [*built, "--build-constraints", str(spec.lock_path)]
 
 
 def uv(arguments: Sequence[str], *, home: Home, cwd: Path, log_path: Path) -> None:
@@ -94,7 +102,8 @@ def create(spec: ToolchainSpec, host: Host, root: Path, home: Home, log_path: Pa
     python = root / "env" / "bin" / "python"
     lock_text = spec.lock_path.read_text(encoding="utf-8")
     install = ["pip", "install", "--python", str(python), "--no-deps", "--require-hashes"]
-    wheels = ["--only-binary", ":all:", *wheel_arguments(lock_text, find_links())]
+    wheels = ["--only-binary", ":all:", *source_arguments(spec)]
+    wheels += wheel_arguments(lock_text, find_links())
     try:
         uv(["venv", "--no-project", "--python", interpreter, str(root / "env")],
            home=home, cwd=root, log_path=log_path)  # fmt: skip

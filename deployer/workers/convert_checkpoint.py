@@ -1,10 +1,11 @@
 """Convert a checkpoint to a 16- or 32-bit GGUF file with llama.cpp's own converter.
 
 Request: {source_tree, checkpoint, out, type: f16|bf16|f32, name?, strings?, messages?}. Response:
-{size_bytes, architecture, parity: object | null}. `source_tree` is the llama.cpp tree of the
+{size_bytes, architecture, scan, parity: object | null}. `source_tree` is the llama.cpp tree of the
 toolchain; `name` is written into the file as the model's name (without it the converter uses the
-folder's). Where `strings` are given, `parity` is what `checkpoint_parity` answers for them: asked
-here, since importing torch and transformers a second time takes longer than the answer.
+folder's). `scan` is what `scan_weights` says of the file. Where `strings` are given, `parity` is
+what `checkpoint_parity` answers for them. Both are asked here, since starting another process and
+importing numpy or transformers in it takes longer than the answers.
 """
 
 import json
@@ -66,8 +67,14 @@ def main(request):
     _run_converter(Path(request["source_tree"]), [*arguments, str(checkpoint)], architecture)
     if not out.is_file():
         raise WorkerError(f"the converter wrote no {out.name} for {architecture}")
-    parity = checkpoint_parity.main(request) if "strings" in request else None
-    return {"size_bytes": out.stat().st_size, "architecture": architecture, "parity": parity}
+    import scan_weights  # not before: the converter must import the gguf package of its own tree
+
+    return {
+        "size_bytes": out.stat().st_size,
+        "architecture": architecture,
+        "scan": scan_weights.main({"path": str(out)}),
+        "parity": checkpoint_parity.main(request) if "strings" in request else None,
+    }
 
 
 def _architecture(checkpoint):

@@ -1,11 +1,12 @@
 """Score a text with a GGUF model, token by token, in the engine that will serve it.
 
-Request: {gguf, text | ids, tokens, bos?, threads?, sample_prompt?}. `tokens` is the number of
-tokens to score, from the front of the text; `bos`: start with BOS (null: where the model has one).
-Without BOS the first token of the text cannot be scored, and one more is taken.
+Request: {model, text | ids, tokens, bos?, threads?, sample_prompt?, strings?, messages?}. `tokens`
+is the number of tokens to score, from the front of the text; `bos`: start with BOS (null: where the
+model has one). Without BOS the first token of the text cannot be scored, and one more is taken.
 Response: {ids, ids_sha256, bos, nll, top1, perplexity, tokens, seconds, load_seconds, sample,
-engine_version}. nll[i] is -ln p(token | all before it) in nats; top1[i] is the id the model would
-have chosen there; `tokens` is less than asked only where the text is too short.
+engine_version, parity: object | null}. nll[i] is -ln p(token | all before it) in nats; top1[i] is
+the id the model would have chosen there; `tokens` is less than asked only where the text is too
+short; `parity` is what `checkpoint_parity` answers, where `strings` are given.
 
 The server has no prompt log-probabilities. So every position is asked for one token, and that
 token is forced by a bias: the log-probability it reports is the one before the bias.
@@ -21,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import _gguf_parity
 from _llama_server import LlamaServer
 from _protocol import WorkerError, finite, progress, run
 
@@ -34,7 +36,9 @@ def main(request):
     wanted = int(request["tokens"])
     progress(note="loading the model")
     server = LlamaServer(
-        request["gguf"], n_ctx=max(512, wanted + SAMPLE_TOKENS + 64), threads=request.get("threads")
+        request["model"],
+        n_ctx=max(512, wanted + SAMPLE_TOKENS + 64),
+        threads=request.get("threads"),
     )
     prefix = _prefix(server, request.get("bos"))
     first = 0 if prefix else 1
@@ -62,7 +66,15 @@ def main(request):
         "load_seconds": server.load_seconds,
         "sample": _sample(server, request.get("sample_prompt") or SAMPLE_PROMPT),
         "engine_version": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+        "parity": _parity(server, request),
     }
+
+
+def _parity(server, request):
+    """The answer to the parity question, where one is asked."""
+    if "strings" not in request:
+        return None
+    return _gguf_parity.answer(server, request["model"], request["strings"], request["messages"])
 
 
 def _front(server, text, wanted):

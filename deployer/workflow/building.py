@@ -1,4 +1,4 @@
-"""Plan and build: every stage that is not there already, in order."""
+"""Build: every stage that is not there already, in order."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import psutil
-
-from deployer.artifacts import Artifact, Bundle, file_digest
+from deployer.artifacts import Artifact, Bundle
+from deployer.engines import engine_named
+from deployer.errors import PlanError
 from deployer.home import Home
-from deployer.memo import DigestMemo
-from deployer.planning import Machine, Plan, PlannedStage, Texts, make_plan
+from deployer.planning import Machine, Plan, PlannedStage, check_shape, obstacles
 from deployer.progress import Progress
-from deployer.recipe import Recipe, read_recipe
-from deployer.stages import convert, evaluate, fetch, package, quantize
+from deployer.quantizers import CalibrationSet, QuantizeJob
+from deployer.recipe import read_recipe
+from deployer.stages import calibration, convert, evaluate, fetch, package, parity, quantize
 from deployer.stages.context import StageContext
+from deployer.stages.weights import CHECKPOINT, GGUF, shape_in, weights_in
 from deployer.store import Store
-from deployer.toolchains.host import this_host
-
-DATA = Path(__file__).parent.parent / "data"
-EVALUATION_TEXT = DATA / "evaluation-en.txt"
-CALIBRATION_TEXT = DATA / "calibration-en.txt"
+from deployer.workflow.planned import (
+    calibration_file,
+    evaluation_text,
+    plan_recipe,
+    this_machine,
+)
 
 
 @dataclass(frozen=True)
@@ -86,33 +88,6 @@ class BuildResult:
         }
 
 
-def this_machine() -> Machine:
-    """What of this machine decides a plan."""
-    return Machine(
-        host=this_host(),
-        has_gpu=Path("/dev/nvidiactl").exists(),
-        memory_bytes=psutil.virtual_memory().total,
-    )
-
-
-def plan(recipe_path: Path, overrides: Sequence[str], home: Home) -> Plan:
-    """Read a recipe and plan it; fetches nothing and builds nothing."""
-    recipe = read_recipe(recipe_path, overrides)
-    memo = DigestMemo.load(home.cache / "digests.json")
-    source = fetch.resolve(recipe.source, memo.digest)
-    evaluation, calibration = _texts(recipe)
-    texts = Texts(file_digest(evaluation), file_digest(calibration))
-    return make_plan(recipe, source, this_machine(), texts)
-
-
-def _texts(recipe: Recipe) -> tuple[Path, Path]:
-    """(evaluation text, calibration text) of a recipe: its own, or those that ship."""
-    return (
-        Path(recipe.quality.text or EVALUATION_TEXT),
-        Path(recipe.calibration.text or CALIBRATION_TEXT),
-    )
-
-
 def cached_stages(plan: Plan, home: Home) -> dict[str, bool]:
     """For each stage of a plan, whether its output is there already."""
     store = Store(home.store)
@@ -133,26 +108,35 @@ def build(
 ) -> BuildResult:
     """Build a recipe's bundle: every stage that is not there already, in order.
 
-    Raises QualityGateError, and makes no bundle, where the model misses a limit of its recipe.
+    Raises PlanError, before anything is downloaded, where this machine lacks what it takes, and
+    QualityGateError, making no bundle, where the model misses a limit of its recipe.
     """
     started = time.monotonic()
-    planned = plan(recipe_path, overrides, home)
+    recipe, machine = read_recipe(recipe_path, overrides), this_machine(home)
+    for obstacle in obstacles(recipe, machine):
+        raise PlanError(obstacle.message, obstacle.hint)
+    planned = plan_recipe(recipe, machine, home)
     logs = home.logs / f"build-{planned.recipe.name}"
-    run = _Build(planned, StageContext(home, progress, logs))
+    run = _Build(planned, machine, StageContext(home, progress, logs))
     bundle = run.finished_bundle() or run.all_stages()
     return BuildResult(bundle, tuple(run.outcomes), time.monotonic() - started)
 
 
 class _Build:
-    """One build under way; `outcomes` and `tools` (name -> version) grow with every stage."""
+    """One build under way; `outcomes` and `tools` (name -> version) grow with every stage.
 
-    def __init__(self, plan: Plan, context: StageContext) -> None:
+    `parity` says what was compared of a converted model.
+    """
+
+    def __init__(self, plan: Plan, machine: Machine, context: StageContext) -> None:
         self.plan = plan
+        self.machine = machine
         self.context = context
         self.store = Store(context.home.store)
         self.bundles = Store(context.home.bundles)
         self.outcomes: list[StageOutcome] = []
         self.tools = {"python": platform.python_version()}
+        self.parity: dict[str, Any] = {}
 
     def finished_bundle(self) -> Bundle | None:
         """The bundle, when this very plan was built before."""
@@ -167,12 +151,16 @@ class _Build:
         plan, context = self.plan, self.context
         recipe, source = plan.recipe, plan.source
         fetched = self._stage("fetch", lambda f: fetch.run(recipe.source, source, f, context))
-        checkpoint = fetched.root / fetch.CHECKPOINT if source.format == "checkpoint" else None
-        baseline = self._convert(checkpoint) if checkpoint else fetched
+        checkpoint = fetched.root / CHECKPOINT if source.format == "checkpoint" else None
+        if checkpoint and source.shape is None:  # what the plan could not know
+            check_shape(recipe, shape_in(checkpoint), self.machine)
+        baseline = fetched
+        if checkpoint and plan.stage("convert"):
+            baseline = self._convert(checkpoint)
         weights = self._quantize(baseline) if plan.stage("quantize") else baseline
         quality = self._evaluate(baseline, weights)
         evaluate.gate(quality, recipe.quality)
-        return self._package(weights, baseline, checkpoint, quality)
+        return self._package(weights, checkpoint, quality)
 
     def _convert(self, checkpoint: Path) -> Artifact:
         settings = self._planned("convert").settings
@@ -183,59 +171,95 @@ class _Build:
 
     def _quantize(self, baseline: Artifact) -> Artifact:
         recipe, context = self.plan.recipe, self.context
-        source = baseline.root / convert.GGUF
+        source = weights_in(baseline.root)
+        evaluation = evaluation_text(recipe)
+        calibration_set = self._calibration_set()
         imatrix: Path | None = None
         if self.plan.stage("imatrix"):
-            evaluation, calibration = _texts(recipe)
             made = self._stage(
                 "imatrix",
-                lambda f: quantize.make_imatrix(
-                    recipe.calibration, calibration, evaluation, source, f, context
-                ),
+                lambda f: quantize.make_imatrix(calibration_set, evaluation, source, f, context),
             )
             imatrix = made.root / quantize.IMATRIX
-        return self._stage(
-            "quantize", lambda f: quantize.run(recipe.quantization, source, imatrix, f, context)
-        )
+
+        def run(folder: Path) -> Mapping[str, Any]:
+            job = QuantizeJob(
+                recipe.quantization,
+                source,
+                folder / (GGUF if source.is_file() else CHECKPOINT),
+                self.plan.device,
+                imatrix,
+                calibration_set if recipe.quantization.calibrated else None,
+            )
+            return quantize.run(job, evaluation, context)
+
+        return self._stage("quantize", run)
+
+    def _calibration_set(self) -> CalibrationSet:
+        """What quantization is tuned on; fetched first where it lies on a hub."""
+        chosen = self.plan.recipe.calibration
+        kind: Literal["text", "chats", "rows"] = "chats" if chosen.chats else "text"
+        path = calibration_file(self.plan.recipe)
+        if self.plan.stage("calibration"):
+            pinned = {k: str(v) for k, v in self._planned("calibration").settings.items()}
+            fetched = self._stage("calibration", lambda f: calibration.run(pinned, f, self.context))
+            path = fetched.root / fetched.info["name"]
+            kind = "text" if path.suffix == ".txt" else "rows"
+        return CalibrationSet(path, kind, chosen.samples, chosen.length)
 
     def _evaluate(self, baseline: Artifact, weights: Artifact) -> dict[str, Any]:
+        """The quality record; raises StageError where a converted model tokenizes differently."""
         reference = None
         if self.plan.stage("baseline"):
             reference = self._score("baseline", baseline, "measure the 16-bit model")
+            self._require_parity(baseline, reference)
         scores = self._score("evaluate", weights, "measure the finished weights")
-        text, _ = _texts(self.plan.recipe)
-        return evaluate.compare(scores, reference, text.name)
+        self._require_parity(baseline, scores)
+        return evaluate.compare(scores, reference, evaluation_text(self.plan.recipe).name)
+
+    def _require_parity(self, baseline: Artifact, scores: Mapping[str, Any]) -> None:
+        if self.plan.stage("convert"):
+            self.parity = parity.require_equal(baseline.info["parity"], scores["parity"])
 
     def _score(self, stage: str, model: Artifact, title: str) -> Mapping[str, Any]:
-        text, _ = _texts(self.plan.recipe)
-        tokens = self.plan.recipe.quality.tokens
-        gguf = model.root / convert.GGUF
+        recipe, planned = self.plan.recipe, self._planned(stage)
+        scoring = engine_named(recipe.target.engine).scoring(self.plan.device)
+        settings = {k: v for k, v in planned.settings.items() if k != "text"}
         return self._stage(
-            stage, lambda f: evaluate.run(gguf, text, tokens, title, f, self.context)
+            stage,
+            lambda f: evaluate.run(
+                weights_in(model.root),
+                scoring,
+                settings,
+                evaluation_text(recipe),
+                title,
+                self.context,
+            ),
         ).info
 
     def _package(
         self,
         weights: Artifact,
-        baseline: Artifact,
         checkpoint: Path | None,
         quality: dict[str, Any],
     ) -> Bundle:
         plan = self.plan
         records = {
             "source": {"kind": plan.source.kind, **plan.source.identity},
-            "gguf": weights.info["gguf"],
+            "weights": weights.info["weights"],
             "quantization": {
                 "tool_used": weights.info.get("tool"),
+                "format": weights.info.get("format"),
                 "substitutions": weights.info.get("substitutions", []),
+                **weights.info.get("report", {}),
             },
             "quality": quality,
-            "parity": baseline.info.get("parity", {}),
+            "parity": self.parity or weights.info.get("parity", {}),
         }
         artifact = self._stage(
             "package",
             lambda f: package.run(
-                plan, weights.root / convert.GGUF, checkpoint, records, self.tools, f
+                plan, weights_in(weights.root), checkpoint, records, self.tools, f
             ),
         )
         return Bundle.read(artifact.root)

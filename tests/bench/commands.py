@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deployer.home import Home
+from deployer.process import tail
+
 DEPLOYER = Path(sys.executable).with_name("deployer")
 COMMAND_TIMEOUT = 900.0
 TOOLCHAIN_TIMEOUT = 3600.0
-START_TIMEOUT = 120.0
+START_TIMEOUT = 300.0
 STOP_TIMEOUT = 20.0
 
 
@@ -36,7 +39,7 @@ def timed(argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> 
             stderr=output, timeout=COMMAND_TIMEOUT, check=False,
         )  # fmt: skip
     if done.returncode != 0:
-        raise BenchError(f"{Path(argv[0]).name} ended with {done.returncode}; its log is {log}")
+        raise BenchError(f"{Path(argv[0]).name} ended with {done.returncode}: {tail(log, 5)}")
     return time.monotonic() - started
 
 
@@ -58,27 +61,29 @@ def deployer(
 
 
 @contextmanager
-def deployed(bundle: Path, server: str, home: Path, settings: Sequence[str]) -> Iterator[str]:
+def deployed(bundle: Path, name: str, home: Home, settings: Sequence[str]) -> Iterator[str]:
     """`deployer serve --detach` of a bundle, stopped at the end; gives its endpoint."""
-    name = f"bench-{server}"
-    chosen = (f"serve.server={server}", "serve.port=0", *settings)
-    options = [part for setting in chosen for part in ("--set", setting)]
-    started, _ = deployer("serve", str(bundle), "--detach", "--name", name, *options, home=home)
+    options = [part for setting in ("serve.port=0", *settings) for part in ("--set", setting)]
+    arguments = ("serve", str(bundle), "--detach", "--name", name, *options)
+    started, _ = deployer(*arguments, home=home.root)
     try:
         yield str(started["endpoint"])
     finally:
-        deployer("stop", name, home=home)
+        deployer("stop", name, home=home.root)
 
 
 @contextmanager
-def bare(program: Path, arguments: Sequence[str], log: Path) -> Iterator[str]:
-    """A llama-server started by hand on a free loopback port; gives its endpoint once healthy."""
+def bare(argv: Sequence[str], env: Mapping[str, str] | None = None, *, log: Path) -> Iterator[str]:
+    """A server started by hand on a free loopback port; gives its endpoint once healthy.
+
+    `env` is its whole environment, by default this process's.
+    """
     port = free_port()
-    argv = [str(program), *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+            [*argv, "--host", "127.0.0.1", "--port", str(port)], env=env, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
     try:
         _await_health(port, process, log)
         yield f"http://127.0.0.1:{port}"
@@ -114,4 +119,4 @@ def _await_health(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
                 return
         connection.close()
         time.sleep(0.1)
-    raise BenchError(f"the bare llama-server did not come up; its log is {log}")
+    raise BenchError(f"the bare server did not come up: {tail(log, 5)}")

@@ -1,5 +1,5 @@
 """The contract suites share the integration tests' deployer home and demo model."""
 
-from integration.conftest import demo_gguf, home
+from integration.conftest import demo_checkpoint, demo_gguf, home, work
 
-__all__ = ["demo_gguf", "home"]
+__all__ = ["demo_checkpoint", "demo_gguf", "home", "work"]

@@ -10,11 +10,17 @@ import pytest
 
 from deployer import doctor
 from deployer.home import Home
+from deployer.machine import Gpu
 
 
 def finding(name: str, home: Home) -> doctor.Finding:
     (found,) = [each for each in doctor.examine(home) if each.name == name]
     return found
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "gpus", lambda: ())
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def test_a_home_that_cannot_be_written_is_bad(home: Home, monkeypatch: pytest.Mo
     assert "DEPLOYER_HOME" in found.hint
 
 
-@pytest.mark.parametrize("name", ["C++ compiler", "GPU", "llama-server"])
+@pytest.mark.parametrize("name", ["C++ compiler", "llama-server"])
 def test_what_is_optional_is_only_noted(
     home: Home, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -62,6 +68,24 @@ def test_what_is_optional_is_only_noted(
     assert finding(name, home).verdict == "note"
     monkeypatch.setattr(doctor.process, "which", lambda program: Path("/bin") / program)
     assert finding(name, home).verdict == "good"
+
+
+def test_gpus_are_described(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "gpus", lambda: (Gpu("NVIDIA L4", 24 * 10**9, (8, 9), "580.65"),))
+    found = finding("GPU", home)
+    assert found.verdict == "good"
+    assert found.detail == "NVIDIA L4, 24.0 GB, compute capability 8.9, driver 580.65"
+
+
+def test_no_gpu_and_a_driver_without_one_are_noted(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "gpus", lambda: ())
+    monkeypatch.setattr(doctor.process, "which", lambda program: None)
+    assert finding("GPU", home).detail.startswith("none found")
+    monkeypatch.setattr(doctor.process, "which", lambda program: Path("/bin") / program)
+    found = finding("GPU", home)
+    assert (found.verdict, "nvidia-smi" in found.hint) == ("note", True)
 
 
 def test_another_python_is_noted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

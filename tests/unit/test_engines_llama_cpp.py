@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from deployer.engines import ENGINES, Facts, ModelToServe, engine_named
-from deployer.engines.llama_cpp import SERVERS, LlamaCpp
+from deployer.engines.llama_cpp import LlamaCpp
 from deployer.errors import PlanError
-from deployer.recipe import Serve
+from deployer.recipe import SERVERS, Serve
 
 GIB = 1 << 30
 MODEL = ModelToServe(Path("/bundle/model.gguf"), "smollm2")
@@ -124,7 +124,7 @@ def test_extra_arguments_come_last_as_they_are() -> None:
     ["--model", "-m", "--host", "--port", "--port=1", "--api-key", "--api_key", "--api-key-file",
      "--ctx-size", "--ctx_size", "-np", "--reuse-port", "-hf", "--alias"],
 )  # fmt: skip
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("server", SERVERS["llama.cpp"][1:])
 def test_extra_arguments_cannot_undo_what_deployer_sets(server: str, extra: str) -> None:
     with pytest.raises(PlanError, match="must not hold"):
         arguments(server, extra_args=(extra, "x"))
@@ -151,8 +151,15 @@ def test_the_worker_takes_every_argument_of_the_mapping() -> None:
     assert parsed.no_webui
 
 
+def test_memory_is_weights_cache_and_buffers() -> None:
+    model = ModelToServe(Path("m.gguf"), "m", kv_bytes_per_token=1000, weights_bytes=GIB)
+    needed = LlamaCpp().memory(model, Serve(context=100, parallel=3), Facts())
+    assert (needed.weights, needed.cache) == (GIB, 300_000)
+    assert needed.total == GIB + 300_000 + needed.buffers
+
+
 def test_the_table_names_each_engine_as_it_names_itself() -> None:
-    assert {name: engine.name for name, engine in ENGINES.items()} == {"llama.cpp": "llama.cpp"}
+    assert [engine.name for engine in ENGINES.values()] == list(ENGINES) == list(SERVERS)
     assert engine_named("llama.cpp") is ENGINES["llama.cpp"]
     with pytest.raises(PlanError, match="no engine 'nope'"):
         engine_named("nope")
@@ -166,4 +173,4 @@ def test_third_parties_add_engines_by_entry_point(monkeypatch: pytest.MonkeyPatc
     assert engine_named("mine") is LlamaCpp
     with pytest.raises(PlanError) as caught:
         engine_named("nope")
-    assert caught.value.hint == "There are: llama.cpp, mine."
+    assert caught.value.hint == "There are: llama.cpp, mine, vllm."

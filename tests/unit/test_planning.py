@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from guard import REPOSITORY
 
-from deployer import planning
 from deployer.errors import PlanError
+from deployer.machine import Gpu
 from deployer.planning import (
     STAGE_VERSIONS,
     Machine,
@@ -19,13 +19,15 @@ from deployer.planning import (
     ResolvedSource,
     Texts,
     make_plan,
-    nominal_bits,
+    making,
 )
+from deployer.planning.estimate import nominal_bits
 from deployer.recipe import GGUF_SCHEMES, Recipe, override_recipe, read_recipe
 from deployer.toolchains.specs import SPECS, Host
 
 HOST = Host("Linux", "x86_64", "3.11", "avx2")
-MACHINE = Machine(HOST, has_gpu=False, memory_bytes=32 * 10**9)
+MACHINE = Machine(HOST, memory_bytes=32 * 10**9)
+GPU = Gpu("a GPU", 80 * 10**9, (9, 0))
 TEXTS = Texts(evaluation="e" * 64, calibration="c" * 64)
 BASE: Mapping[str, Any] = {
     "version": 1,
@@ -34,6 +36,7 @@ BASE: Mapping[str, Any] = {
     "quantization": {"method": "gguf", "scheme": "q4_0"},
 }
 IMATRIX = ("quantization.scheme=q4_k_m", "quantization.imatrix=true")
+VLLM = ("target.engine=vllm", "quantization={method: awq, group_size: 64}")
 PACKAGE = ResolvedSource("package", {"package": "some-model==1.0"}, "checkpoint")
 GGUF = ResolvedSource("gguf", {"file": "m.gguf", "sha256": "a" * 64}, "gguf", False, 10**9)
 
@@ -73,6 +76,12 @@ def changed(before: Plan, after: Plan) -> set[str]:
         (("quantization={method: none}",), PACKAGE, "fetch convert evaluate package"),
         ((), GGUF, "fetch quantize baseline evaluate package"),
         (("quantization={method: none}",), GGUF, "fetch evaluate package"),
+        (VLLM, PACKAGE, "fetch quantize baseline evaluate package"),
+        (
+            ("target.engine=vllm", "quantization={method: none}"),
+            PACKAGE,
+            "fetch evaluate package",
+        ),
     ],
 )
 def test_the_stages_of_a_plan(
@@ -117,9 +126,31 @@ def test_a_plan_prints_as_json() -> None:
     assert document["name"] == "tiny"
     assert document["engine"] == "llama.cpp"
     assert document["source"] == {"kind": "package", "package": "some-model==1.0"}
-    assert document["toolchains"] == ["convert", "llama-cpp", "llama-cpp-native"]
+    assert document["toolchains"] == ["convert", "llama-cpp-native", "llama-cpp"]
     assert document["stages"][1]["settings"] == {"type": "f16", "name": "some-model"}
     assert document["recipe"]["quantization"]["imatrix"] is True
+    assert "llama-quantize" in document["notes"][0]
+    assert document["serve"]["argv"][0] == "serve_xllamacpp"
+
+
+def test_a_plan_for_vllm_shows_its_server() -> None:
+    planned = plan(*VLLM, "serve.context=4096")
+    assert planned.serve[0] == "serve_vllm"
+    assert "4096" in planned.serve
+    assert "BUNDLE" in planned.serve
+    assert "llm-compressor" in planned.notes[0]
+
+
+def test_a_calibration_set_of_a_hub_is_a_stage_of_its_own() -> None:
+    dataset = {"dataset": "a/b", "revision": "0" * 40, "file": "c.jsonl"}
+    texts = dataclasses.replace(TEXTS, dataset=dataset)
+    stages = [stage.name for stage in plan(*VLLM, texts=texts).stages]
+    assert stages == ["fetch", "calibration", "quantize", "baseline", "evaluate", "package"]
+
+
+def test_vllm_loads_no_gguf_file() -> None:
+    with pytest.raises(PlanError, match="vllm loads checkpoints"):
+        plan(*VLLM, source=GGUF)
 
 
 def test_a_stage_that_is_not_planned_is_none() -> None:
@@ -162,6 +193,11 @@ FIELDS = [
     ("calibration.samples=8", IMATRIX, {"imatrix", *WEIGHTS}),
     ("calibration.length=128", IMATRIX, {"imatrix", *WEIGHTS}),
     ("quantization.scheme=q6_k", IMATRIX, WEIGHTS),
+    ("quantization.group_size=32", VLLM, WEIGHTS),
+    ("quantization.tool=autoawq", VLLM, WEIGHTS),
+    ("calibration.samples=8", VLLM, WEIGHTS),
+    ("serve.vllm.eager=true", VLLM, {"package"}),
+    ("quality.tokens=512", VLLM, SCORES),
 ]
 
 
@@ -193,6 +229,8 @@ def test_the_size_of_a_source_changes_nothing() -> None:
         ((), "calibration", set()),
         (IMATRIX, "calibration", {"imatrix", *WEIGHTS}),
         (IMATRIX, "evaluation", {"imatrix", "quantize", *SCORES}),
+        (VLLM, "calibration", WEIGHTS),
+        (VLLM, "evaluation", {"quantize", *SCORES}),
     ],
 )
 def test_a_text_changes_the_stages_that_read_it(
@@ -210,7 +248,7 @@ def test_another_processor_changes_only_what_is_compiled_for_it() -> None:
 
 
 def test_more_memory_or_a_gpu_change_no_key() -> None:
-    other = Machine(HOST, has_gpu=True, memory_bytes=10**12)
+    other = Machine(HOST, memory_bytes=10**12, gpus=(GPU,))
     assert not changed(plan(), plan(machine=other))
 
 
@@ -230,7 +268,7 @@ def test_new_code_of_a_stage_changes_it_and_what_follows(
 ) -> None:
     before = plan(*IMATRIX)
     newer = {**STAGE_VERSIONS, stage: STAGE_VERSIONS[stage] + 1}
-    monkeypatch.setattr(planning, "STAGE_VERSIONS", newer)
+    monkeypatch.setattr(making, "STAGE_VERSIONS", newer)
     assert changed(before, plan(*IMATRIX)) == AFTER[stage]
 
 
@@ -242,25 +280,39 @@ def test_the_baseline_of_one_recipe_is_the_evaluation_of_another() -> None:
 # What cannot be carried out
 
 
-def test_cuda_needs_a_gpu_and_a_server_built_for_it() -> None:
-    with pytest.raises(PlanError, match="built with CUDA"):
+def test_cuda_needs_a_server_built_for_it() -> None:
+    with pytest.raises(PlanError, match="built with CUDA") as caught:
         plan("target.device=cuda")
-    server = "serve.server=llama-server"
-    with pytest.raises(PlanError, match="no NVIDIA GPU") as caught:
-        plan("target.device=cuda", server)
     assert caught.value.exit_code == 2
-    assert "cpu" in caught.value.hint
-    gpu = dataclasses.replace(MACHINE, has_gpu=True)
-    assert plan("target.device=cuda", server, machine=gpu).device == "cuda"
+
+
+@pytest.mark.parametrize("engine", [("serve.server=llama-server",), VLLM])
+def test_a_missing_gpu_is_an_obstacle_and_the_plan_is_shown(engine: tuple[str, ...]) -> None:
+    planned = plan("target.device=cuda", *engine)
+    (obstacle,) = planned.obstacles
+    assert "no NVIDIA GPU" in obstacle.message
+    assert "target.device: cpu" in obstacle.hint
+    assert planned.stages[-1].name == "package"
+    assert planned.serve
+    gpu = dataclasses.replace(MACHINE, gpus=(GPU,))
+    assert plan("target.device=cuda", *engine, machine=gpu).obstacles == ()
 
 
 @pytest.mark.parametrize(
-    ("has_gpu", "server", "expected"),
-    [(False, "auto", "cpu"), (True, "auto", "cpu"), (True, "llama-server", "cuda")],
+    ("gpus", "overrides", "expected"),
+    [
+        ((), ("serve.server=auto",), "cpu"),
+        ((GPU,), ("serve.server=auto",), "cpu"),
+        ((GPU,), ("serve.server=llama-server",), "cuda"),
+        ((), VLLM, "cpu"),
+        ((GPU,), VLLM, "cuda"),
+    ],
 )
-def test_auto_takes_a_gpu_where_one_can_be_used(has_gpu: bool, server: str, expected: str) -> None:
-    machine = dataclasses.replace(MACHINE, has_gpu=has_gpu)
-    assert plan(f"serve.server={server}", machine=machine).device == expected
+def test_auto_takes_a_gpu_where_one_can_be_used(
+    gpus: tuple[Gpu, ...], overrides: tuple[str, ...], expected: str
+) -> None:
+    machine = dataclasses.replace(MACHINE, gpus=gpus)
+    assert plan(*overrides, machine=machine).device == expected
 
 
 def test_quantized_weights_are_not_quantized_again() -> None:
@@ -273,10 +325,10 @@ def test_quantized_weights_are_not_quantized_again() -> None:
 
 def test_weights_larger_than_memory_are_refused_with_the_arithmetic() -> None:
     large = dataclasses.replace(PACKAGE, size_bytes=140 * 10**9)
-    with pytest.raises(PlanError, match=r"140\.0 GB of weights at about 4\.5 of 16") as caught:
+    with pytest.raises(PlanError, match=r"140\.0 GB at about 4\.5 of 16 bits") as caught:
         plan(source=large)
-    assert "take 39.4 GB" in caught.value.message
-    assert "has 32.0 GB" in caught.value.message
+    assert "weights 39.4 GB" in caught.value.message
+    assert "there are 32.0 GB" in caught.value.message
     assert "fewer bits" in caught.value.hint
     assert plan("quantization.scheme=q2_k", source=large).stages
 

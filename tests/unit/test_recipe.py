@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,8 @@ from pydantic import ValidationError
 
 from deployer.errors import Problem, RecipeError, UsageError
 from deployer.recipe import Recipe, json_schema, override_recipe, read_recipe
-from deployer.recipe.model import GGUF_SCHEMES, NEED_IMATRIX, PATH_FIELDS
+from deployer.recipe.model import PATH_FIELDS
+from deployer.recipe.quantization import GGUF_SCHEMES, NEED_IMATRIX
 from deployer.recipe.reader import MAX_BYTES, MAX_DEPTH, MAX_NODES
 
 SHIPPED = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -151,7 +153,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(
         ("name: tiny", "name:", "name", 2, "None"),
         ("scheme: q4_0", "scheme: q4_1_0", "quantization.scheme", 7, "did you mean q4_1?"),
         ("scheme: q4_0", "scheme: 4", "quantization.scheme", 7, "4 is not"),
-        ("method: gguf", "method: gptq", "quantization.method", 6, "gguf"),
+        ("method: gguf", "method: gguff", "quantization.method", 6, "gguf"),
         ("source:\n  package: some-model==1.0", "source: x", "source", 3, "'x'"),
     ],
 )
@@ -198,7 +200,7 @@ source:
 quantization:
   method: gguf
   scheme: q4_0
-  bits: 4
+  bits: 5
 serve:
   port: "80"
   api_key_file: absent.key
@@ -254,8 +256,20 @@ def test_exactly_one_source(write: Write, source: str, words: str) -> None:
     ("quantization", "words"),
     [
         ("{method: gguf}", "scheme is missing"),
-        ("{method: none, scheme: q4_0}", "method none takes no scheme"),
-        ("{method: none, imatrix: true}", "method none takes no"),
+        ("{method: none, scheme: q4_0}", "method none has no scheme, not q4_0"),
+        ("{method: none, imatrix: true}", "method none has no imatrix"),
+        ("{method: none, tool: gguf}", "method none has no tool, not gguf"),
+        ("{method: awq, scheme: q4_0}", "has the scheme w4a16, not q4_0"),
+        ("{method: awq, sym: true, damp_percent: 0.1}", "method awq has no sym, damp_percent"),
+        ("{method: gguf, scheme: q4_0, group_size: 64}", "method gguf has no group_size"),
+        ("{method: gptq, tool: autoawq}", "tools llm-compressor, auto-gptq, not autoawq"),
+        ("{method: gptq, bits: 4, scheme: w8a16}", "bits 4 does not agree with scheme w8a16"),
+        ("{method: gptq, scheme: w8a8, group_size: 64}", "one scale per channel"),
+        ("{method: gptq, group_size: 0}", "or -1 for a whole row"),
+        ("{method: awq, clip: true}", "clip needs tool: autoawq"),
+        ("{method: awq, tool: autoawq, zero_point: false}", "zero points only"),
+        ("{method: gptq, tool: auto-gptq, scheme: w8a8}", "llm-compressor makes w8a8"),
+        ("{method: bitsandbytes}", "nf4 or int8"),
         ("{scheme: q4_k_m, tool: gguf}", "makes q4_0 and q8_0"),
         ("{scheme: q4_0, tool: gguf, imatrix: true}", "cannot use an importance matrix"),
         *((f"{{scheme: {scheme}}}", "needs an importance matrix") for scheme in NEED_IMATRIX),
@@ -268,6 +282,86 @@ def test_quantization_is_consistent(write: Write, quantization: str, words: str)
     problem = only_problem(write(text))
     assert problem.field == "quantization"
     assert words in problem.message
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "knobs"),
+    [
+        (
+            "{method: awq}",
+            "w4a16",
+            {"group_size": 128, "zero_point": True, "clip": False, "ignore": ("lm_head",),
+             "offload": False},
+        ),
+        (
+            "{method: gptq, bits: 8, group_size: 64, sym: false, ignore: [lm_head, 're:.*gate']}",
+            "w8a16",
+            {"group_size": 64, "sym": False, "desc_act": False, "damp_percent": 0.01,
+             "ignore": ("lm_head", "re:.*gate"), "offload": False},
+        ),
+        (
+            "{method: gptq, scheme: w8a8}",
+            "w8a8",
+            {"group_size": -1, "sym": True, "desc_act": False, "damp_percent": 0.01,
+             "ignore": ("lm_head",), "offload": False},
+        ),
+        ("{method: bitsandbytes, scheme: nf4}", "nf4", {}),
+        ("{method: none}", None, {}),
+    ],
+)  # fmt: skip
+def test_the_knobs_of_a_method_have_defaults(
+    write: Write, method: str, scheme: str | None, knobs: dict[str, Any]
+) -> None:
+    section = "quantization:\n  method: gguf\n  scheme: q4_0\n"
+    text = MINIMAL.replace(section, f"quantization: {method}\ntarget: {{engine: vllm}}\n")
+    quantization = read_recipe(write(text)).quantization
+    assert quantization.scheme == scheme
+    assert quantization.knobs == knobs
+    assert quantization.calibrated is (quantization.method in ("awq", "gptq"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ("target: {engine: vllm}\n", "method gguf needs target.engine llama.cpp, not vllm"),
+        ("serve: {server: vllm}\n", "engine llama.cpp has no serve.server vllm"),
+        ("serve: {vllm: {eager: true}}\n", "serve.vllm needs target.engine vllm"),
+    ],
+)
+def test_all_is_set_for_one_engine(write: Write, sections: str, words: str) -> None:
+    assert words in only_problem(write(MINIMAL + sections)).message
+
+
+def test_a_method_needs_an_engine_that_loads_its_weights(write: Write) -> None:
+    section = "quantization:\n  method: gguf\n  scheme: q4_0\n"
+    text = MINIMAL.replace(section, "quantization: {method: awq}\n")
+    problem = only_problem(write(text))
+    assert problem.message == ("quantization.method awq needs target.engine vllm, not llama.cpp")
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [
+        ("{text: recipe.yaml, dataset: a/b, file: c.txt}", "give one of text, chats, dataset"),
+        ("{dataset: a/b}", "name the file"),
+        ("{file: c.txt}", "belong together"),
+        ("{revision: main}", "revision belongs to dataset"),
+    ],
+)
+def test_there_is_one_calibration_set(write: Write, calibration: str, words: str) -> None:
+    problems = problems_of(write(MINIMAL + f"calibration: {calibration}\n"))
+    assert any(words in problem.message for problem in problems)
+
+
+def test_adapters_are_found_beside_the_recipe(write: Write, tmp_path: Path) -> None:
+    section = "quantization:\n  method: gguf\n  scheme: q4_0\n"
+    text = MINIMAL.replace(section, "quantization: {method: none}\ntarget: {engine: vllm}\n")
+    text += "serve: {vllm: {lora: [{name: a, path: adapter}]}}\n"
+    path = write(text)
+    assert "there is no folder" in only_problem(path).message
+    (path.parent / "adapter").mkdir()
+    (adapter,) = read_recipe(path).serve.vllm.lora
+    assert adapter.path == str(path.parent / "adapter")
 
 
 @pytest.mark.parametrize("scheme", sorted(set(GGUF_SCHEMES) - NEED_IMATRIX))

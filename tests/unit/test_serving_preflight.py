@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from deployer import machine
-from deployer.artifacts import Bundle, FileEntry, Manifest
+from deployer.artifacts import FOLDER, Bundle, FileEntry, Manifest
+from deployer.engines import Memory
 from deployer.errors import PlanError, ServerError, UsageError
 from deployer.progress import SILENT, Silent
+from deployer.recipe import LoraAdapter, Serve, Vllm
 from deployer.serving import preflight
 
 GIB = 1 << 30
@@ -125,22 +127,29 @@ def test_port_zero_takes_a_free_one() -> None:
     assert 1024 <= port <= 65535
 
 
-def test_memory_is_refused_with_the_arithmetic_and_what_fits(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, 2 * GIB, kv_bytes_per_token=1 << 20)
-    preflight.check_memory(bundle, 1024, 4, available=6 * GIB + preflight.BUFFERS)
+def test_memory_is_refused_with_the_arithmetic_and_what_fits() -> None:
+    needed = Memory(weights=2 * GIB, cache=4 * GIB, buffers=GIB // 4)
+    serve = Serve(context=1024, parallel=4)
+    preflight.check_memory(needed, serve, available=needed.total)
     with pytest.raises(PlanError) as caught:
-        preflight.check_memory(bundle, 1024, 4, available=5 * GIB)
+        preflight.check_memory(needed, serve, available=5 * GIB)
     assert caught.value.message == (
         "serving needs 6.25 GiB of memory and 5.00 GiB are available: weights 2.00 GiB + cache "
         "4.00 GiB (4 slots of 1024 tokens) + buffers 0.25 GiB"
     )
     assert "--set serve.parallel=2" in caught.value.hint
-    preflight.check_memory(bundle, 1024, 2, available=5 * GIB)
 
 
-def test_weights_alone_too_large(tmp_path: Path) -> None:
+def test_a_cache_of_a_given_size_is_lowered_itself() -> None:
+    serve = Serve(vllm=Vllm(kv_cache_gib=4))
     with pytest.raises(PlanError) as caught:
-        preflight.check_memory(bundle_of(tmp_path, 2 * GIB), 1024, 4, available=GIB)
+        preflight.check_memory(Memory(2 * GIB, 4 * GIB, GIB), serve, available=5 * GIB)
+    assert "--set serve.vllm.kv_cache_gib=2 " in caught.value.hint
+
+
+def test_weights_alone_too_large() -> None:
+    with pytest.raises(PlanError) as caught:
+        preflight.check_memory(Memory(2 * GIB, 0, GIB), Serve(), available=GIB)
     assert "fewer bits per weight" in caught.value.hint
 
 
@@ -153,6 +162,37 @@ def test_absent_or_cut_weights_are_named(tmp_path: Path) -> None:
     bundle.weights.unlink()
     with pytest.raises(ServerError, match=r"has no model\.gguf"):
         preflight.check_weights(bundle)
+
+
+def test_a_checkpoint_is_checked_file_by_file(tmp_path: Path) -> None:
+    sizes = {"config.json": 20, "a.safetensors": 100, "b.safetensors": 50, "README.md": 7}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    files = tuple(FileEntry(path=name, size=size, sha256="0") for name, size in sizes.items())
+    whole = bundle_of(tmp_path, 1)
+    manifest = whole.manifest.model_copy(
+        update={"engine": "vllm", "weights": FOLDER, "files": files}
+    )
+    bundle = Bundle(tmp_path, manifest)
+    preflight.check_weights(bundle)
+    assert bundle.weights_bytes == 150
+    (tmp_path / "README.md").unlink()  # nothing the engine needs
+    preflight.check_weights(bundle)
+    (tmp_path / "b.safetensors").write_bytes(b"x" * 49)
+    with pytest.raises(ServerError, match=r"b\.safetensors has 49 bytes, its manifest says 50"):
+        preflight.check_weights(bundle)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(ServerError, match=r"has no b\.safetensors"):
+        preflight.check_weights(bundle)
+
+
+def test_an_adapter_without_its_files_is_refused(tmp_path: Path) -> None:
+    serve = Serve(vllm=Vllm(lora=(LoraAdapter(name="poet", path=str(tmp_path)),)))
+    with pytest.raises(UsageError, match="adapter poet has no adapter_config"):
+        preflight.check_lora(serve)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    preflight.check_lora(serve)
 
 
 def fake_cgroup(root: Path, **files: str) -> Path:

@@ -141,6 +141,26 @@ def test_a_server_without_a_log_has_no_lines(home: Home) -> None:
         (1, "error: invalid argument: --foo", "bad arguments", False),
         (2, "error: unrecognized arguments: --foo", "bad arguments", False),
         (1, "gguf_init_from_file: invalid magic characters", "unusable model", False),
+        (1, "OSError: [Errno 98] Address already in use", "port in use", True),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "out of memory",
+         False),
+        (1, "ValueError: Free memory on device cuda:0 (1/80 GiB) on startup is less than desired",
+         "out of memory", False),
+        (1, "ValueError: To serve at least one request with the model's max seq len (8192), (2 GiB "
+            "KV cache is needed, which is larger than the available KV cache memory (1 GiB).",
+         "cache too small", False),
+        (1, "Value error, User-specified max_model_len (9000) is greater than the derived "
+            "max_model_len (max_position_embeddings=8192)", "context too long", False),
+        (1, "ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "adapter too large",
+         False),
+        (1, "Value error, awq quantization is currently not supported in cpu.",
+         "unsupported quantization", False),
+        (2, "serve_vllm: error: argument --dtype: invalid choice: 'x'", "bad arguments", False),
+        (1, "safetensors_rust.SafetensorError: Error while deserializing header: header too large",
+         "unusable model", False),
+        (1, "KeyError: 'layers.0.mlp.down_proj.qweight'", "unusable model", False),
+        (1, "ValueError: There is no module or parameter named 'x' in LlamaForCausalLM",
+         "unusable model", False),
         (-9, "", "killed", True),
         (1, "no idea", "unknown", True),
     ],
@@ -187,3 +207,19 @@ def test_a_spec_survives_its_file_and_holds_no_key(tmp_path: Path) -> None:
 )
 def test_where_a_server_is_reached(host: str, url: str) -> None:
     assert local_url(host, 80) == url
+
+
+def test_the_line_that_names_the_error_is_shown_though_others_follow(tmp_path: Path) -> None:
+    text = "\n".join(
+        [
+            "(Worker) WARNING limits can cause `OSError: [Errno 24] Too many open files`",
+            "(Worker) ValueError: the header is damaged",
+            *(f"  File {n}" for n in range(20)),
+            "RuntimeError: Engine core initialization failed. See root cause above.",
+        ]
+    )
+    message = causes.exited(causes.explain(1, text), 1, tmp_path / "log", text).message
+    shown = [line.removeprefix("  | ") for line in message.splitlines()[1:]]
+    assert shown[:2] == ["(Worker) ValueError: the header is damaged", "..."]
+    assert shown[-1].startswith("RuntimeError")
+    assert len(shown) == 2 + causes.SHOWN_LINES

@@ -14,12 +14,14 @@ from stage_doubles import FakeContext, Listener
 
 from deployer.artifacts import MANIFEST, Bundle, file_digest, json_digest
 from deployer.command import Command
+from deployer.engines import Scoring
 from deployer.errors import CommandError, QualityGateError, SourceError, StageError, StoreError
 from deployer.home import Home
 from deployer.planning import Machine, Plan, ResolvedSource, Texts, make_plan
+from deployer.quantizers import CalibrationSet, QuantizeJob
 from deployer.recipe import Quality, Quantization, Source, override_recipe
 from deployer.stages import context as context_module
-from deployer.stages import convert, evaluate, fetch, package, quantize
+from deployer.stages import convert, evaluate, fetch, package, parity, quantize
 from deployer.stages.context import StageContext
 from deployer.toolchains import environment
 from deployer.toolchains.installation import Toolchain
@@ -77,8 +79,11 @@ def test_a_damaged_source_is_refused_before_any_work(tmp_path: Path) -> None:
         fetch.resolve(Source(path=str(tmp_path)))
 
 
-def test_a_pinned_repository_and_a_package_need_no_network() -> None:
+def test_a_pinned_repository_and_a_package_need_no_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     commit = "0" * 40
+    monkeypatch.setattr(fetch.hub, "fetch_config", lambda repository, revision: None)
     resolved = fetch.resolve(Source(huggingface="some/model", revision=commit))
     assert resolved.identity == {"repository": "some/model", "revision": commit}
     resolved = fetch.resolve(Source(package="some-model==1.0"))
@@ -87,6 +92,7 @@ def test_a_pinned_repository_and_a_package_need_no_network() -> None:
 
 def test_an_unpinned_repository_is_resolved_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch.hub, "resolve_revision", lambda repository, revision: "f" * 40)
+    monkeypatch.setattr(fetch.hub, "fetch_config", lambda repository, revision: None)
     resolved = fetch.resolve(Source(huggingface="some/model"))
     assert resolved.identity["revision"] == "f" * 40
 
@@ -98,7 +104,7 @@ def test_a_folder_is_copied_without_code(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     info = fetch.run(source, fetch.resolve(source), out, FakeContext(tmp_path))
-    assert info["parameters"] == 11
+    assert info["weights"]["parameters"] == 11
     copied = {path.name for path in (out / "checkpoint").iterdir()}
     assert copied == {"config.json", "model.safetensors", "tokenizer.json"}
     assert not (out / "checkpoint" / "config.json").samefile(folder / "config.json")
@@ -112,7 +118,7 @@ def test_a_gguf_file_is_copied_and_compared(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     info = fetch.run(source, resolved, out, FakeContext(tmp_path))
-    assert info["gguf"]["architecture"] == "llama"
+    assert info["weights"]["architecture"] == "llama"
     path.write_bytes(gguf({"general.architecture": "qwen2"}))
     with pytest.raises(SourceError, match="changed while it was read"):
         fetch.run(source, resolved, out, FakeContext(tmp_path))
@@ -157,7 +163,8 @@ def fetch_package(tmp_path: Path) -> Path:
 
     context = FakeContext(tmp_path, {"dequantize_gguf": dequantize})
     info = fetch.run(source, fetch.resolve(source), out, context)
-    assert info["architecture"] == "LlamaForCausalLM"
+    assert info["weights"]["architecture"] == "LlamaForCausalLM"
+    assert [name for name, _ in context.asked] == ["dequantize_gguf"]  # it refuses NaN itself
     return out
 
 
@@ -194,71 +201,88 @@ def test_a_package_that_cannot_be_fetched_is_explained(
 
 # Convert
 
+FINITE = {"tensors": 2, "tensor": None, "file": None}
 AGREE = {
-    "ids": [[1, 2]] * len(convert.TRICKY_STRINGS), "rendered": "<|im_start|>",
+    "ids": [[1, 2]] * len(parity.TRICKY_STRINGS), "rendered": "<|im_start|>",
     "rendered_ids": [1, 2], "bos": 1, "eos": 2, "vocab_size": 9,
 }  # fmt: skip
 
 
-def converted(tmp_path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
+def converted(tmp_path: Path, scan: Mapping[str, Any]) -> tuple[Any, Any]:
     write = writes(gguf())
     answers = {
-        "convert_checkpoint": lambda request: {**write(request), "parity": before},
-        "gguf_parity": after,
+        "convert_checkpoint": lambda request: {**write(request), "scan": scan, "parity": AGREE}
     }
     context = FakeContext(tmp_path, answers)
-    folder = checkpoint(tmp_path / "model")
-    info = convert.run(folder, "f16", "some-model", tmp_path, context)
-    assert [name for name, _ in context.asked] == [
-        "scan_weights", "convert_checkpoint", "scan_weights", "gguf_parity",
-    ]  # fmt: skip
-    request = context.asked[1][1]
+    info = convert.run(checkpoint(tmp_path / "model"), "f16", "some-model", tmp_path, context)
+    ((_, request),) = context.asked
+    return info, request
+
+
+def test_a_conversion_asks_the_parity_question_and_looks_for_nan(tmp_path: Path) -> None:
+    info, request = converted(tmp_path, FINITE)
     assert (request["type"], request["name"]) == ("f16", "some-model")
-    return info
+    assert request["strings"] == list(parity.TRICKY_STRINGS)
+    assert info["parity"] == AGREE
+    assert info["weights"]["types"] == {"F16": 2}
 
 
-def test_a_conversion_is_compared_with_its_checkpoint(tmp_path: Path) -> None:
-    info = converted(tmp_path, AGREE, AGREE)
-    assert info["parity"] == {"strings": len(convert.TRICKY_STRINGS), "chat_template": True}
-    assert info["gguf"]["types"] == {"F16": 2}
+def test_nan_stops_the_build_and_is_named(tmp_path: Path) -> None:
+    found = {"tensors": 3, "tensor": "blk.0.attn_q.weight", "file": "model.gguf"}
+    with pytest.raises(StageError, match=r"blk\.0\.attn_q\.weight of model\.gguf") as caught:
+        converted(tmp_path, found)
+    assert caught.value.hint
 
 
-def test_other_token_ids_stop_the_build(tmp_path: Path) -> None:
+# Parity
+
+
+def test_equal_answers_are_told_in_the_manifest() -> None:
+    assert parity.require_equal(AGREE, AGREE) == {
+        "strings": len(parity.TRICKY_STRINGS), "chat_template": True,
+    }  # fmt: skip
+
+
+def test_other_token_ids_stop_the_build() -> None:
     ids = [*AGREE["ids"]]
     ids[1] = list(range(20))
     with pytest.raises(StageError, match="does not tokenize like its checkpoint") as caught:
-        converted(tmp_path, AGREE, {**AGREE, "ids": ids})
-    assert repr(convert.TRICKY_STRINGS[1]) in caught.value.message
+        parity.require_equal(AGREE, {**AGREE, "ids": ids})
+    assert repr(parity.TRICKY_STRINGS[1]) in caught.value.message
     assert "…" in caught.value.message
 
 
-def test_another_chat_template_stops_the_build(tmp_path: Path) -> None:
-    ids = [[9]] * len(convert.TRICKY_STRINGS)
+def test_another_chat_template_stops_the_build() -> None:
+    ids = [[9]] * len(parity.TRICKY_STRINGS)
     with pytest.raises(StageError, match=rf"and {len(ids)} more"):
-        converted(tmp_path, AGREE, {**AGREE, "ids": ids, "rendered": "other"})
-    assert convert.differences(AGREE, {**AGREE, "rendered": None}) == [
+        parity.require_equal(AGREE, {**AGREE, "ids": ids, "rendered": "other"})
+    assert parity.differences(AGREE, {**AGREE, "rendered": None}) == [
         "the chat template renders the same conversation differently"
     ]
 
 
 @pytest.mark.parametrize("field", ["rendered_ids", "bos", "eos", "vocab_size"])
 def test_other_special_tokens_stop_the_build(field: str) -> None:
-    (problem,) = convert.differences(AGREE, {**AGREE, field: None})
+    (problem,) = parity.differences(AGREE, {**AGREE, field: None})
     assert field.split("_")[0] in problem
 
 
-def test_a_model_without_a_chat_template_is_no_difference(tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_is_no_difference() -> None:
     bare = {**AGREE, "rendered": None}
-    assert converted(tmp_path, bare, bare)["parity"]["chat_template"] is False
+    assert parity.require_equal(bare, bare)["chat_template"] is False
 
 
-def test_nan_stops_the_build_and_is_named(tmp_path: Path) -> None:
-    found = {"tensors": 3, "tensor": "model.norm.weight", "file": "model.safetensors"}
-    context = FakeContext(tmp_path, {"scan_weights": found})
-    with pytest.raises(StageError, match=r"model\.norm\.weight of model\.safetensors") as caught:
-        convert.run(checkpoint(tmp_path / "model"), "f16", "x", tmp_path, context)
-    assert caught.value.hint
-    assert [name for name, _ in context.asked] == ["scan_weights"]
+@pytest.mark.parametrize("damage", ["change", "remove"])
+def test_a_quantizer_must_leave_the_tokenizers_files_alone(tmp_path: Path, damage: str) -> None:
+    before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after")
+    assert parity.require_same_files(before, after) == {"unchanged_files": ["tokenizer.json"]}
+    if damage == "change":
+        (after / "tokenizer.json").write_text("{}", encoding="utf-8")
+    else:
+        (after / "tokenizer.json").unlink()
+    (before / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
+    with pytest.raises(StageError, match=r"changed tokenizer\.json"):
+        parity.require_same_files(before, after)
 
 
 # Quantize
@@ -275,21 +299,51 @@ def test_quantizing_reports_the_true_size(tmp_path: Path) -> None:
         return {"substitutions": told}
 
     context = FakeContext(tmp_path, {"quantize_gguf": work})
-    info = quantize.run(Quantization(method="gguf", scheme="q4_0"), source, None, tmp_path, context)
-    assert info["tool"] == "gguf"
-    assert info["gguf"]["bits_per_weight"] == 4.5
+    job = QuantizeJob(Quantization(method="gguf", scheme="q4_0"), source, tmp_path / "model.gguf")
+    info = quantize.run(job, source, context)
+    assert (info["tool"], info["format"]) == ("gguf", "gguf")
+    assert info["weights"]["bits_per_weight"] == 4.5
     assert info["substitutions"] == told
     assert isinstance(context.progress, Listener)
     assert why in context.progress.notes[0]
 
 
-CALIBRATION = override_recipe(
-    {
-        "version": 1, "name": "x", "source": {"package": "a==1"},
-        "quantization": {"method": "none"}, "calibration": {"samples": 4, "length": 64},
-    },
-    (),
-).calibration  # fmt: skip
+def test_a_checkpoint_is_quantized_into_a_folder_and_looked_through(tmp_path: Path) -> None:
+    source, evaluation = checkpoint(tmp_path / "source"), tmp_path / "e.txt"
+    text = tmp_path / "c.txt"
+    for path in (text, evaluation):
+        path.write_text(f"The words of {path.name} are its own, and there are enough.", "utf-8")
+    job = QuantizeJob(
+        Quantization(method="gptq"),
+        source,
+        tmp_path / "out" / "checkpoint",
+        calibration=CalibrationSet(text, "text", 4, 64),
+    )
+    job.target.parent.mkdir()
+
+    def work(request: Mapping[str, Any]) -> dict[str, Any]:
+        checkpoint(job.target)
+        return {"samples": 4, "layers_ignored": ["lm_head"], "seconds": 1.0}
+
+    context = FakeContext(tmp_path, {"quantize_llm_compressor": work})
+    info = quantize.run(job, evaluation, context)
+    assert [name for name, _ in context.asked] == ["quantize_llm_compressor", "scan_weights"]
+    assert info["report"] == {"samples": 4, "layers_ignored": ["lm_head"]}
+    assert info["parity"] == {"unchanged_files": ["tokenizer.json"]}
+    evaluation.write_text(text.read_text(encoding="utf-8"), "utf-8")
+    with pytest.raises(StageError, match="share 1 lines"):
+        quantize.run(job, evaluation, context)
+
+
+def test_chats_that_hold_evaluation_text_are_refused(tmp_path: Path) -> None:
+    line = "A line of evaluation text that is long enough to count."
+    evaluation, chats = tmp_path / "e.txt", tmp_path / "c.jsonl"
+    evaluation.write_text(f"other\n{line}\n", "utf-8")
+    chats.write_text(json.dumps({"messages": [{"role": "user", "content": f"a\n{line}"}]}), "utf-8")
+    with pytest.raises(StageError, match="share 1 lines"):
+        quantize.require_disjoint(chats, evaluation)
+    chats.write_text('{"messages": []}\nno JSON at all\n', "utf-8")
+    quantize.require_disjoint(chats, evaluation)
 
 
 def imatrix(tmp_path: Path, log: str, calibration: str = "c", written: bool = True) -> Any:
@@ -305,7 +359,14 @@ def imatrix(tmp_path: Path, log: str, calibration: str = "c", written: bool = Tr
 
     context = FakeContext(tmp_path, {"llama-imatrix": measure})
     source = tmp_path / "model.gguf"
-    return quantize.make_imatrix(CALIBRATION, text, evaluation, source, tmp_path, context)
+    calibration_set = CalibrationSet(text, "text", 4, 64)
+    return quantize.make_imatrix(calibration_set, evaluation, source, tmp_path, context)
+
+
+def test_an_importance_matrix_needs_plain_text(tmp_path: Path) -> None:
+    chats = CalibrationSet(tmp_path / "c.jsonl", "chats", 4, 64)
+    with pytest.raises(StageError, match="plain text, not of chats"):
+        quantize.make_imatrix(chats, tmp_path, tmp_path, tmp_path, FakeContext(tmp_path))
 
 
 def test_an_importance_matrix_tells_its_chunks(tmp_path: Path) -> None:
@@ -339,16 +400,18 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="not UTF-8"):
         quantize.read_text(path)
     with pytest.raises(StageError, match="not UTF-8"):
-        evaluate.run(path, path, 64, "measure", tmp_path, FakeContext(tmp_path))
+        evaluate.run(path, SCORING, {"tokens": 64}, path, "measure", FakeContext(tmp_path))
 
 
 # Evaluate
+
+SCORING = Scoring("llama-cpp", "score_llama_cpp")
 
 
 def scores(perplexity: float, **changes: Any) -> dict[str, Any]:
     return {
         "perplexity": perplexity, "tokens": 4, "ids_sha256": "i", "engine_version": "llama 1",
-        "sample": " Paris", "top1": [1, 2, 3, 4], **changes,
+        "sample": " Paris", "top1": [1, 2, 3, 4], "method": "scored", **changes,
     }  # fmt: skip
 
 
@@ -356,9 +419,16 @@ def test_scores_of_too_short_a_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("short", encoding="utf-8")
     context = FakeContext(tmp_path, {"score_llama_cpp": scores(9.0)})
-    assert evaluate.run(path, path, 4, "measure", tmp_path, context)["tokens"] == 4
+
+    def score(tokens: int, **settings: Any) -> Mapping[str, Any]:
+        return evaluate.run(path, SCORING, {"tokens": tokens, **settings}, path, "m", context)
+
+    assert score(4)["tokens"] == 4
+    assert "strings" not in context.asked[-1][1]
+    assert "teacher-forced" in score(4, parity=True)["method"]
+    assert context.asked[-1][1]["strings"] == list(parity.TRICKY_STRINGS)
     with pytest.raises(StageError, match="has 4 tokens; the recipe scores 64") as caught:
-        evaluate.run(path, path, 64, "measure", tmp_path, context)
+        score(64)
     assert "quality.tokens" in caught.value.hint
 
 
@@ -427,15 +497,15 @@ def planned(*overrides: str) -> Plan:
         overrides,
     )  # fmt: skip
     source = ResolvedSource("package", {"package": "some-model==1.0"}, "checkpoint")
-    machine = Machine(Host("Linux", "x86_64", "3.11"), False, 10**10)
+    machine = Machine(Host("Linux", "x86_64", "3.11"), 10**10)
     return make_plan(recipe, source, machine, Texts("e", "c"))
 
 
 def records() -> dict[str, Any]:
     return {
         "source": {"kind": "package", "package": "some-model==1.0"},
-        "gguf": {"bits_per_weight": 4.5, "types": {"Q4_0": 1}, "kv_bytes_per_token": 9,
-                 "context_length": 128},
+        "weights": {"bits_per_weight": 4.5, "types": {"Q4_0": 1}, "kv_bytes_per_token": 9,
+                    "context_length": 128},
         "quantization": {"tool_used": "gguf", "substitutions": []},
         "quality": evaluate.compare(scores(11.0), scores(10.0), "text.txt"),
         "parity": {"strings": 15},
@@ -481,6 +551,22 @@ def test_the_manifest_says_what_it_is_made_of(tmp_path: Path) -> None:
     content = manifest.model_dump(mode="json", exclude={"digest"})
     assert json_digest(content) == manifest.digest
     json.dumps(content)
+
+
+def test_a_quantized_checkpoint_becomes_a_folder_a_server_can_load(tmp_path: Path) -> None:
+    folder, source = tmp_path / "bundle", checkpoint(tmp_path / "source")
+    weights = checkpoint(tmp_path / "weights")
+    folder.mkdir()
+    for path, text in ((source / "config.json", "{}"), (source / "LICENSE", "Apache")):
+        path.write_text(text, encoding="utf-8")
+    plan = planned("target.engine=vllm", "quantization={method: gptq, group_size: 64}")
+    package.run(plan, weights, source, records(), {}, folder)
+    bundle = Bundle.read(folder)
+    assert bundle.weights == folder
+    assert bundle.weights_bytes == (folder / "model.safetensors").stat().st_size
+    assert (folder / "config.json").samefile(weights / "config.json")
+    assert (folder / "LICENSE").read_text(encoding="utf-8") == "Apache"
+    assert "vllm serve" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_gguf_source_gives_a_bundle_of_weights_alone(tmp_path: Path) -> None:

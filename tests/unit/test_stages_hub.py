@@ -16,7 +16,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from fake_hub import ABSENT, COMMIT, GATED, REPOSITORY, FakeHub, serve
+from fake_hub import ABSENT, COMMIT, DATASET, GATED, REPOSITORY, FakeHub, serve
 from huggingface_hub import constants, errors
 from huggingface_hub.hf_api import ModelInfo
 from model_files import CONFIG, safetensors
@@ -279,3 +279,138 @@ def test_a_repository_without_weights_is_refused(fake: FakeHub, tmp_path: Path, 
     fake.files = {"README.md": b""}
     with pytest.raises(SourceError, match=r"holds no \*\.safetensors"):
         download(tmp_path / "model", tmp_path / "cache", step)
+
+
+# config.json alone, before anything else is fetched
+
+
+def test_the_config_is_fetched_alone(fake: FakeHub) -> None:
+    assert hub.fetch_config(REPOSITORY, COMMIT) == CONFIG
+    assert {path.rpartition("/")[2] for _, path, _ in fake.requests} == {"config.json"}
+
+
+def test_no_hub_means_no_config_and_no_pauses(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    nobody = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody)
+    assert hub.fetch_config(REPOSITORY, COMMIT) is None
+    assert pauses == []
+
+
+def test_a_hub_that_fails_means_no_config(fake: FakeHub, pauses: list[float]) -> None:
+    fake.refusal = (500, "")
+    assert hub.fetch_config(REPOSITORY, COMMIT) is None
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [(GATED, "is gated"), (ABSENT, "no model repository"), ((401, ""), "refuses access")],
+)
+def test_a_refused_config_is_an_error(fake: FakeHub, refusal: tuple[int, str], words: str) -> None:
+    fake.refusal = refusal
+    with pytest.raises(SourceError, match=words):
+        hub.fetch_config(REPOSITORY, COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "file is missing"), (b"{", "not valid JSON"), (b"[]", "no JSON object")],
+)
+def test_a_config_that_cannot_be_read(fake: FakeHub, content: bytes | None, words: str) -> None:
+    fake.files = {} if content is None else {"config.json": content}
+    with pytest.raises(SourceError, match=words):
+        hub.fetch_config(REPOSITORY, COMMIT)
+
+
+def test_a_config_too_large_to_be_one(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_JSON", 10)
+    with pytest.raises(SourceError, match="larger than"):
+        hub.fetch_config(REPOSITORY, COMMIT)
+    assert fake.served("config.json") == ["bytes=0-10"]
+
+
+# A file of a data set
+
+TEXTS = {
+    "data/train.jsonl": b'{"text": "one"}\n',
+    "data/train.parquet": b"PAR1 columns PAR1",
+    "notes.TXT": b"plain",
+    "load.py": b"raise SystemExit",
+    "samples.pkl": b"pickle",
+    "archive.zip": b"PK",
+}
+
+
+@pytest.fixture
+def texts(fake: FakeHub) -> FakeHub:
+    fake.files = dict(TEXTS)
+    return fake
+
+
+@pytest.mark.parametrize("name", ["data/train.jsonl", "data/train.parquet", "notes.TXT"])
+def test_a_file_of_a_data_set_is_downloaded(
+    texts: FakeHub, tmp_path: Path, step: Step, name: str
+) -> None:
+    target = tmp_path / "set" / "calibration"
+    assert hub.resolve_dataset_revision(DATASET, "v1") == COMMIT
+    hub.download_dataset_file(DATASET, COMMIT, name, target, tmp_path / "cache", step)
+    assert target.read_bytes() == TEXTS[name]
+    assert target.is_file() and not target.is_symlink()
+    others = [other for other in TEXTS if other != name]
+    assert not any(texts.served(other, f"datasets/{DATASET}") for other in others)
+
+
+def test_a_commit_of_a_data_set_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", None)
+    assert hub.resolve_dataset_revision(DATASET, COMMIT) == COMMIT
+
+
+@pytest.mark.parametrize("name", ["load.py", "samples.pkl", "archive.zip", "train"])
+def test_files_that_could_run_code_are_refused_before_any_request(
+    texts: FakeHub, tmp_path: Path, step: Step, name: str
+) -> None:
+    with pytest.raises(
+        SourceError, match=r"is no \.txt, \.jsonl, \.json, \.parquet file"
+    ) as caught:
+        hub.download_dataset_file(DATASET, COMMIT, name, tmp_path / "x", tmp_path / "cache", step)
+    assert "calibration.file" in caught.value.hint
+    assert texts.requests == []
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "../data/train.jsonl", "/etc/passwd.txt"])
+def test_a_file_there_is_not_names_those_there_are(
+    texts: FakeHub, tmp_path: Path, step: Step, name: str
+) -> None:
+    with pytest.raises(SourceError, match="has no file") as caught:
+        hub.download_dataset_file(DATASET, COMMIT, name, tmp_path / "x", tmp_path / "cache", step)
+    assert "It has data/train.jsonl, data/train.parquet, notes.TXT" in caught.value.hint
+
+
+def test_a_data_set_file_with_a_wrong_hash_is_deleted(
+    texts: FakeHub, tmp_path: Path, step: Step
+) -> None:
+    texts.lies["data/train.parquet"] = hashlib.sha256(b"other").hexdigest()
+    target, cache = tmp_path / "x", tmp_path / "cache"
+    with pytest.raises(SourceError, match="does not match the hub's SHA-256"):
+        hub.download_dataset_file(DATASET, COMMIT, "data/train.parquet", target, cache, step)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words", "hint"),
+    [
+        (GATED, "some/texts is gated", "HF_TOKEN"),
+        (ABSENT, "no data set some/texts", "HF_TOKEN"),
+        ((404, "RevisionNotFound"), "no revision v1", "calibration.revision"),
+        ((502, ""), "could not be reached", "calibration.text"),
+    ],
+)
+def test_errors_speak_of_the_data_set(
+    texts: FakeHub, refusal: tuple[int, str], words: str, hint: str
+) -> None:
+    texts.refusal = refusal
+    with pytest.raises(SourceError, match=words) as caught:
+        hub.resolve_dataset_revision(DATASET, "v1")
+    assert hint in caught.value.hint
+    assert "source." not in caught.value.hint

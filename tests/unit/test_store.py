@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import threading
@@ -14,17 +13,16 @@ from typing import Any
 
 import pytest
 
+from deployer import durable
 from deployer import store as module
 from deployer.artifacts import file_digest
 from deployer.errors import StageError, StoreError
 from deployer.progress import SILENT, Silent
 from deployer.store import (
     Store,
-    hold_lock,
     link_or_copy,
     remove_tree,
     require_space,
-    write_atomically,
 )
 
 KEY = "0123456789abcdef" * 4
@@ -263,7 +261,7 @@ def test_a_disk_that_fills_while_publishing_leaves_the_old_artifact(
 ) -> None:
     build(store, Builder(), OTHER)
     calls = 0
-    flush = module._flush
+    flush = durable.flush
 
     def full(path: Path) -> None:
         nonlocal calls
@@ -272,7 +270,8 @@ def test_a_disk_that_fills_while_publishing_leaves_the_old_artifact(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         flush(path)
 
-    monkeypatch.setattr(module, "_flush", full)
+    for user in (module, durable):
+        monkeypatch.setattr(user, "flush", full)
     if moment < 4:  # two files, the folder, the record
         with pytest.raises(StoreError, match="No space left"):
             store.get_or_build("quantize", KEY, Builder(), SILENT)
@@ -283,7 +282,8 @@ def test_a_disk_that_fills_while_publishing_leaves_the_old_artifact(
         assert calls == 4
     assert nothing_half_written(store)
     assert store.find("quantize", OTHER) is not None
-    monkeypatch.setattr(module, "_flush", flush)
+    for user in (module, durable):
+        monkeypatch.setattr(user, "flush", flush)
     build(store, Builder())
 
 
@@ -355,31 +355,7 @@ def test_two_builds_at_once_make_it_once(store: Store) -> None:
     assert "another build" in listener.notes[0]
 
 
-def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
-    lock, listener = tmp_path / "locks" / "one", Listener()
-    with pytest.raises(ValueError), hold_lock(lock, "it", listener):
-        raise ValueError
-    with hold_lock(lock, "it", listener):
-        assert listener.notes == []
-
-
 # Small tools
-
-
-def test_a_small_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state.json"
-    write_atomically(path, "old")
-    write_atomically(path, json.dumps({"é": 1}))
-    assert path.read_text(encoding="utf-8") == json.dumps({"é": 1})
-
-    def full(path: Path) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(module, "_flush", full)
-    with pytest.raises(OSError, match="full"):
-        write_atomically(path, "new")
-    assert path.read_text(encoding="utf-8") == json.dumps({"é": 1})
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_link_is_made_where_one_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

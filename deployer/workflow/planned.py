@@ -1,0 +1,94 @@
+"""Plan a recipe on this machine: pin its source and texts, look at what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from deployer.artifacts import file_digest, json_digest
+from deployer.engines import ENGINES, Facts
+from deployer.gpus import gpus
+from deployer.home import Home
+from deployer.machine import usable_cores
+from deployer.memo import DigestMemo
+from deployer.planning import (
+    Machine,
+    ModelShape,
+    Plan,
+    ResolvedSource,
+    Texts,
+    fetch_key,
+    make_plan,
+)
+from deployer.process import which
+from deployer.recipe import Recipe, read_recipe
+from deployer.stages import calibration, fetch
+from deployer.stages.weights import CHECKPOINT, shape_in
+from deployer.store import Store
+from deployer.toolchains.host import this_host
+from deployer.toolchains.installation import installed
+
+DATA = Path(__file__).parent.parent / "data"
+EVALUATION_TEXT = DATA / "evaluation-en.txt"
+CALIBRATION_TEXT = DATA / "calibration-en.txt"
+
+
+def this_machine(home: Home) -> Machine:
+    """What of this machine decides a plan."""
+    found = gpus()
+    facts = Facts(
+        cores=usable_cores(),
+        has_gpu=bool(found),
+        programs=frozenset(p for e in ENGINES.values() for p in e.programs if which(p)),
+        toolchains=frozenset(t.name for t in installed(home) if t.current),
+    )
+    return Machine(this_host(), psutil.virtual_memory().total, found, facts)
+
+
+def plan(recipe_path: Path, overrides: Sequence[str], home: Home) -> Plan:
+    """Read a recipe and plan it; fetches no weights and builds nothing."""
+    return plan_recipe(read_recipe(recipe_path, overrides), this_machine(home), home)
+
+
+def plan_recipe(recipe: Recipe, machine: Machine, home: Home) -> Plan:
+    """Pin what the recipe names, and plan it for `machine`; raises SourceError and PlanError."""
+    memo = DigestMemo.load(home.cache / "digests.json")
+    source = fetch.resolve(recipe.source, memo.digest)
+    if source.shape is None:
+        source = replace(source, shape=_known_shape(recipe, source, machine, home))
+    return make_plan(recipe, source, machine, _digests(recipe))
+
+
+def _known_shape(
+    recipe: Recipe, source: ResolvedSource, machine: Machine, home: Home
+) -> ModelShape | None:
+    """The shape of a source that was fetched before."""
+    found = Store(home.store).find("fetch", fetch_key(recipe, source, machine.host))
+    checkpoint = found.root / CHECKPOINT if found else None
+    return shape_in(checkpoint) if checkpoint and checkpoint.is_dir() else None
+
+
+def _digests(recipe: Recipe) -> Texts:
+    """The digests of the texts a build reads; those it does not read are not asked for."""
+    evaluation = file_digest(evaluation_text(recipe))
+    wanted = recipe.quantization
+    pinned = (
+        calibration.resolve(recipe.calibration) if wanted.imatrix or wanted.calibrated else None
+    )
+    if pinned:
+        return Texts(evaluation, json_digest(pinned), pinned)
+    return Texts(evaluation, file_digest(calibration_file(recipe)))
+
+
+def evaluation_text(recipe: Recipe) -> Path:
+    """The text that quality is measured on: the recipe's, or the one that ships."""
+    return Path(recipe.quality.text or EVALUATION_TEXT)
+
+
+def calibration_file(recipe: Recipe) -> Path:
+    """The calibration set's file, where it is no data set of a hub."""
+    chosen = recipe.calibration
+    return Path(chosen.chats or chosen.text or CALIBRATION_TEXT)
