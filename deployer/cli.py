@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -91,12 +92,13 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     ]
     where = f"{planned.recipe.target.engine} on {planned.device}"
     print_table(("stage", "state", "what", "toolchains"), rows, f"{planned.recipe.name}, {where}")
-    print_lines([*planned.describe(), *_next_step(planned, recipe)])
+    print_lines([*planned.describe(), *_next_step(planned, recipe, overrides)])
 
 
-def _next_step(planned: Plan, recipe: Path) -> list[str]:
+def _next_step(planned: Plan, recipe: Path, overrides: tuple[str, ...]) -> list[str]:
     if not planned.obstacles:
-        return [f"Next: deployer build {recipe}"]
+        changes = [word for override in overrides for word in ("--set", override)]
+        return [f"Next: {shlex.join(['deployer', 'build', str(recipe), *changes])}"]
     return [f"Not on this machine: {each.message}. {each.hint}" for each in planned.obstacles]
 
 
@@ -402,7 +404,8 @@ def _finite(value: Any) -> Any:
 
 
 def _print_ready(record: ServerRecord) -> None:
-    click.echo(f"{record.name} is ready at {record.endpoint} (log: {record.log})")
+    after = "" if record.ready_seconds is None else f" after {record.ready_seconds:.1f} s"
+    click.echo(f"{record.name} is ready at {record.endpoint}{after} (log: {record.log})")
     click.echo(
         f"Try: curl {record.endpoint}/v1/chat/completions -H 'Content-Type: application/json' "
         f'-d \'{{"model": "{record.model}", "messages": '

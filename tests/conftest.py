@@ -42,6 +42,7 @@ def _alone(
         return
     monkeypatch.setenv("DEPLOYER_HOME", str(tmp_path / "deployer-home"))
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # else a GPU would be asked for by a process
     GUARD.active = True
     yield
     GUARD.active = False

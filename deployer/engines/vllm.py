@@ -146,9 +146,13 @@ def _arguments(model: ModelToServe, serve: Serve, gpu: bool) -> Arguments:
 
 
 def _quantization(model: ModelToServe) -> dict[str, Any]:
-    """Only bitsandbytes must be named: of all others the checkpoint's own config tells."""
+    """Only bitsandbytes must be named: of all others the checkpoint's own config tells.
+
+    Of those vLLM must find every weight in the checkpoint; by itself it checks that for models
+    that are not quantized only.
+    """
     if model.method != "bitsandbytes":
-        return {}
+        return {"model_loader_extra_config": {"enable_weights_track": True}}
     eight = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     overrides = {"quantization_config": eight} if model.scheme == "int8" else None
     return {"quantization": "bitsandbytes", "hf_overrides": overrides}

@@ -28,6 +28,7 @@ class Arguments(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["bitsandbytes"] | None = None
     hf_overrides: dict[str, Any] | None = None
+    model_loader_extra_config: dict[str, Any] | None = None
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
     kv_cache_memory_bytes: int | None = Field(None, ge=1)
     gpu_memory_utilization: float | None = Field(None, gt=0.0, le=1.0)
@@ -100,6 +101,7 @@ _NEVER = {
     "--trust-remote-code": "deployer runs no code that comes with a model.",
     "--config": "Settings stand in the recipe alone.",
     "--headless": "deployer serves over HTTP.",
+    "--model-loader-extra-config": "deployer sets it, so that no weight may be missing.",
 }
 
 

@@ -8,7 +8,7 @@ from deployer.planning.groups import check_group_size, check_shares
 from deployer.planning.memory import check_memory
 from deployer.planning.plan import Machine, Obstacle, ResolvedSource
 from deployer.planning.shape import ModelShape
-from deployer.planning.support import check_gpus, check_support
+from deployer.planning.support import check_context, check_gpus, check_support
 from deployer.quantizers import choose_quantizer
 from deployer.recipe import Recipe
 
@@ -71,6 +71,7 @@ def check_shape(
         check_gpus(recipe, stored_as, machine.gpus)
     if shape is not None and recipe.target.engine == "vllm":
         vllm = recipe.serve.vllm
+        check_context(recipe, shape)
         check_shares(shape, vllm.tensor_parallel, vllm.pipeline_parallel)
         check_group_size(recipe.quantization, shape, vllm.tensor_parallel)
     elif recipe.target.engine == "vllm":

@@ -188,6 +188,8 @@ class _Planner:
         settings: dict[str, Any] = {"text": self.texts.evaluation, "tokens": quality.tokens}
         if converted:
             settings["parity"] = True
+        if self.recipe.serve.vllm.dtype != "auto":
+            settings["dtype"] = self.recipe.serve.vllm.dtype
         scoring = self.engine.scoring(self.device)
         as_loaded = {"load": wanted.scheme} if wanted.method == "bitsandbytes" else {}
         tokens = f"{quality.tokens} tokens"

@@ -50,7 +50,7 @@ def choose_quantizer(quantization: Quantization, device: str) -> Choice:
     Raises PlanError, with every tool's reason, where none can.
     """
     table = quantizers()
-    wanted = [quantization.tool]
+    wanted: list[str] = [quantization.tool]
     if quantization.tool == "auto":
         known = {tool for tools in TOOLS.values() for tool in tools}
         fits = TOOLS[quantization.method]

@@ -97,7 +97,8 @@ _NAMED = (
     (
         r"failed to load model|error loading model|model loading error|invalid magic|"
         r"not within the file bounds|unknown model architecture|Failed to load model|"
-        r"SafetensorError|Error while deserializing header|Cannot find any model weights|"
+        r"Value error, Expecting value: line 1|SafetensorError|Error while deserializing header|"
+        r"Cannot find any model weights|"
         r"size mismatch|shape mismatch|Attempted to load weight|weights were not initialized|"
         r"There is no module or parameter named|KeyError: '\S*(?:weight|scales|qzeros|bias)\S*'|"
         r"weight_loader[\s\S]{0,600}AssertionError|Model architectures .* are not supported",

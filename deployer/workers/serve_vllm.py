@@ -14,8 +14,6 @@ import ctypes
 import hashlib
 import hmac
 import json
-import multiprocessing
-import os
 import signal
 import sys
 from pathlib import Path
@@ -29,17 +27,13 @@ KEY_DIGESTS = []
 
 
 def die_with_parent():
-    """Have the kernel kill this process once its parent is gone (Linux)."""
-    parent = multiprocessing.parent_process()
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent.pid:  # it ended before we asked
-        os._exit(1)
+    """Have the kernel kill this process once the one that started it is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-# vLLM spawns its processes, and a spawned process imports this file before anything else.
-die_with_parent()
+if __name__ == "__mp_main__":  # vLLM spawned this process, which imports this file first of all
+    die_with_parent()
 
 
 class RequireKey:

@@ -103,7 +103,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("part", nargs="?", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every llama.cpp server (3)")
     parser.add_argument("--builds", type=int, default=2, help="builds each way (2)")
-    parser.add_argument("--turns", type=int, default=4, help="turns of either vLLM server (4)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of either vLLM server (3)")
     parser.add_argument("--quantizations", type=int, default=1, help="of each kind, each way (1)")
     parser.add_argument("--tokens", type=int, default=64, help="output tokens a request (64)")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16],

@@ -109,7 +109,7 @@ class HandMade:
     def _convert(self, checkpoint: Path, target: Path) -> None:
         made = toolchain("convert", self.home)
         argv = [
-            str(made.python), "-I", str(made.source / "convert_hf_to_gguf.py"), str(checkpoint),
+            str(made.python), str(made.source / "convert_hf_to_gguf.py"), str(checkpoint),
             "--outfile", str(target), "--outtype", CONVERSION_TYPE, "--model-name", "model",
         ]  # fmt: skip
         self.steps["convert"] = timed(argv, worker_environment(), self.log, self.folder)

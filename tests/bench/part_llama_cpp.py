@@ -23,7 +23,7 @@ from deployer.machine import usable_cores
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-q4_0.yaml"
 TOOLCHAINS = ("llama-cpp", "convert", "llama-cpp-native")
 SLOTS, CONTEXT = 8, 2048
-REQUESTS = {1: 4, 8: 2, 16: 2}
+REQUESTS = {1: 4, 8: 2, 16: 1}
 """Requests that each stream sends, by number of streams."""
 BARE = "bare llama-server"
 HELP_RUNS, REBUILD_RUNS = 10, 5

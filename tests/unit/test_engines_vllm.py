@@ -120,6 +120,11 @@ def test_a_gpu_gets_its_settings() -> None:
     assert "OMP_NUM_THREADS" not in made.command.env
 
 
+def test_no_weight_may_be_missing_from_a_quantized_checkpoint() -> None:
+    made = launch(replace(MODEL, method="awq", scheme="w4a16"))
+    assert json.loads(value(made, "--model-loader-extra-config")) == {"enable_weights_track": True}
+
+
 def test_bitsandbytes_is_done_while_loading_on_a_gpu_only() -> None:
     model = replace(MODEL, device="cuda", method="bitsandbytes", scheme="nf4")
     assert value(launch(model, WITH_GPU), "--quantization") == "bitsandbytes"

@@ -197,6 +197,7 @@ FIELDS = [
     ("quantization.tool=autoawq", VLLM, WEIGHTS),
     ("calibration.samples=8", VLLM, WEIGHTS),
     ("serve.vllm.eager=true", VLLM, {"package"}),
+    ("serve.vllm.dtype=float32", VLLM, SCORES),
     ("quality.tokens=512", VLLM, SCORES),
 ]
 

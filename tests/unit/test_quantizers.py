@@ -74,7 +74,7 @@ def test_auto_gptq_says_no_without_cuda_and_what_else_there_is() -> None:
 def test_a_refusal_names_every_tool_and_its_reason() -> None:
     with pytest.raises(PlanError, match="no tool makes awq w9a9 on cpu") as caught:
         choose_quantizer(unchecked(method="awq", scheme="w9a9", clip=True, offload=True), "cpu")
-    for tool in QUANTIZERS:
+    for tool in ("llm-compressor", "autoawq"):
         assert f"{tool} " in caught.value.message
 
 
