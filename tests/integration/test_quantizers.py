@@ -221,7 +221,9 @@ def test_autoawq_as_it_is_corrupts_them_without_a_word(home, small, request_for,
     toolchain = provision.ensure("autoawq", home)
     run_python(toolchain, script, [str(WORKERS), json.dumps(request)], tmp_path)
     found = errors(small, request["target"], unpack_awq)
-    assert min(found.values()) > 0.3, found
+    queries = [error for name, error in found.items() if name.endswith("q_proj")]
+    assert len(queries) == LAYERS
+    assert min(queries) > 0.4, found
 
 
 def test_autoawq_names_the_layer_a_group_size_does_not_fit(request_for, work):

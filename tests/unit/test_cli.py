@@ -13,9 +13,9 @@ from typing import Any
 import click
 import pytest
 
-from deployer import cli as module
 from deployer import doctor, errors, serving
 from deployer.cli import cli, main
+from deployer.cli.output import emit
 from deployer.errors import (
     CommandError,
     DeployerError,
@@ -489,7 +489,7 @@ def test_completion_prints_a_script(run: Run, monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_a_document_has_no_number_that_json_has_not(capsys: pytest.CaptureFixture[str]) -> None:
-    module.emit({"a": [float("inf"), (1.5, float("nan"))], "b": {"c": -float("inf")}, "d": "é"})
+    emit({"a": [float("inf"), (1.5, float("nan"))], "b": {"c": -float("inf")}, "d": "é"})
     out = capsys.readouterr().out
     assert json.loads(out) == {"a": [None, [1.5, None]], "b": {"c": None}, "d": "é"}
     assert "é" in out

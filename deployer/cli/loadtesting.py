@@ -1,0 +1,55 @@
+"""`deployer loadtest`: measure a server with Locust."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from deployer.cli.options import json_option, set_option, with_options
+from deployer.cli.output import emit, reporter
+from deployer.home import default_home
+
+
+@click.command()
+@click.option("--endpoint", metavar="URL", help="Test this OpenAI-compatible server.")
+@click.option("--server", metavar="NAME", help="Test this server of ours; default: the one.")
+@click.option("--profile", type=click.Choice(["smoke", "concurrent"]))
+@click.option("--users", type=click.IntRange(1, 10_000), help="Concurrent users.")
+@click.option("--duration", type=click.IntRange(1, 86_400), help="Measured seconds.")
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path), help="File whose first line is the key."
+)
+@with_options(set_option, json_option)
+def loadtest(
+    endpoint: str | None,
+    server: str | None,
+    profile: str | None,
+    users: int | None,
+    duration: int | None,
+    api_key_file: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Load-test a server with Locust: latencies, throughput, errors, SLOs, an HTML report.
+
+    The workload is that of the served bundle's recipe (its loadtest section); options override
+    it. Exits 1 when an SLO is missed, 3 when the measurement cannot be trusted.
+    """
+    from deployer.workflow import running
+
+    options = {"profile": profile, "users": users, "duration": duration}
+    chosen = [f"loadtest.{key}={value}" for key, value in options.items() if value is not None]
+    outcome = running.loadtest(
+        endpoint, server, [*chosen, *overrides], default_home(), reporter(),
+        api_key_file=api_key_file,
+    )  # fmt: skip
+    if as_json:
+        emit(outcome.result.as_json())
+    else:
+        from deployer.console import print_lines, print_table
+
+        print_table(*outcome.table)
+        print_lines(outcome.describe())
+    sys.exit(outcome.exit_code)
