@@ -30,21 +30,45 @@ def reporter(quiet: bool = False) -> ProgressProtocol:
     return BarProgress(console) if console.is_terminal else PlainProgress(console)
 
 
+class Pace:
+    """How long the rest will take, if it goes on as fast as it went since the first report."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, float] | None = None
+        self.last = 0.0
+
+    def left(self, done: float | None, total: float | None, now: float) -> str:
+        """`3 min left` after `done` of `total` at the time `now` (seconds); "" where unknown."""
+        if done is None or not total:
+            return ""
+        if self.first is None or done < self.last:  # the work may begin anew
+            self.first = (done, now)
+        self.last = done
+        before, began = self.first
+        if done <= before:
+            return ""
+        seconds = (total - done) * (now - began) / (done - before)
+        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+
+
 class _PlainStep:
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
         self.title = title
         self.last = time.monotonic()
+        self.pace = Pace()
 
     def update(
         self, done: float | None = None, total: float | None = None, note: str | None = None
     ) -> None:
         now = time.monotonic()
+        left = self.pace.left(done, total, now)
         if now - self.last < PLAIN_SECONDS:
             return
         self.last = now
         share = f" {100 * done / total:.0f} %" if done is not None and total else ""
-        self.console.print(f"  {self.title}{share} {note or ''}".rstrip(), markup=False)
+        told = ", ".join(word for word in (note, left) if word)
+        self.console.print(f"  {self.title}{share} {told}".rstrip(), markup=False)
 
 
 class PlainProgress:
@@ -75,11 +99,13 @@ class _BarStep:
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self.bar = bar
         self.task = task
+        self.pace = Pace()
 
     def update(
         self, done: float | None = None, total: float | None = None, note: str | None = None
     ) -> None:
-        self.bar.update(self.task, completed=done, total=total)
+        left = self.pace.left(done, total, time.monotonic())
+        self.bar.update(self.task, completed=done, total=total, left=left)
         if note is not None:
             self.bar.update(self.task, note=note)
 
@@ -95,7 +121,7 @@ class BarProgress:
     def step(self, title: str) -> Iterator[Step]:
         started = time.monotonic()
         if self.bar is not None:  # a step within a step is a line of its own below the first
-            task = self.bar.add_task(title, total=None, note="")
+            task = self.bar.add_task(title, total=None, left="", note="")
             yield _BarStep(self.bar, task)
             self.bar.remove_task(task)
             return
@@ -104,12 +130,13 @@ class BarProgress:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             self.bar = bar
             try:
-                yield _BarStep(bar, bar.add_task(title, total=None, note=""))
+                yield _BarStep(bar, bar.add_task(title, total=None, left="", note=""))
             finally:
                 self.bar = None
         seconds = time.monotonic() - started

@@ -58,16 +58,16 @@ def _samples_that_fit(recipe: Recipe, estimate: MemoryEstimate) -> int:
 def _quantizing(
     recipe: Recipe, shape: ModelShape, machine: Machine, device: str
 ) -> list[MemoryEstimate]:
-    weights = _all_weights(shape)
-    work = [_samples(recipe, shape), _layer_work(recipe, shape)]
     process = Part("process", QUANTIZER_PROCESS, "Python and torch")
     if device == "cpu":
-        parts = (weights, *work, process)
+        # The tools compute in 32 bits where a processor has no 16-bit arithmetic.
+        parts = (_all_weights(shape, 32), *_work(recipe, shape, 32), process)
         return [MemoryEstimate(QUANTIZING, MAIN, parts, machine.memory_bytes)]
+    weights = _all_weights(shape)
     # AutoAWQ moves one layer after the other to the GPU anyway.
     one_layer = recipe.quantization.knobs["offload"] or recipe.quantization.tool == "autoawq"
     held = _one_layer(shape) if one_layer else weights
-    on_gpu = (held, *work, Part("process", VLLM_GPU_PROCESS, "CUDA context"))
+    on_gpu = (held, *_work(recipe, shape, 16), Part("process", VLLM_GPU_PROCESS, "CUDA context"))
     return [
         MemoryEstimate(QUANTIZING, MAIN, (weights, process), _main_memory(machine, device)),
         MemoryEstimate(QUANTIZING, GPU, on_gpu, _gpu_memory(machine)),
@@ -95,9 +95,9 @@ def _main_memory(machine: Machine, device: str) -> int | None:
     return None if device == "cuda" and not machine.gpus else machine.memory_bytes
 
 
-def _all_weights(shape: ModelShape) -> Part:
-    size = shape.parameters * BYTES_AT_16_BITS
-    return Part("weights", size, f"{counted(shape.parameters)} x 16 bits")
+def _all_weights(shape: ModelShape, bits: int = 16) -> Part:
+    size = shape.parameters * bits // 8
+    return Part("weights", size, f"{counted(shape.parameters)} x {bits} bits")
 
 
 def _one_layer(shape: ModelShape) -> Part:
@@ -106,15 +106,20 @@ def _one_layer(shape: ModelShape) -> Part:
     return Part("one layer", size * BYTES_AT_16_BITS, f"{counted(size)} x 16 bits")
 
 
-def _samples(recipe: Recipe, shape: ModelShape) -> Part:
+def _work(recipe: Recipe, shape: ModelShape, bits: int) -> tuple[Part, Part]:
+    """What is held beside the weights: the calibration set, and what one layer makes of it."""
+    return _samples(recipe, shape, bits), _layer_work(recipe, shape, bits)
+
+
+def _samples(recipe: Recipe, shape: ModelShape, bits: int) -> Part:
     """What goes into a layer and what comes out of it, for every token of the calibration set."""
     wanted = recipe.calibration
-    size = 2 * wanted.samples * wanted.length * shape.hidden * BYTES_AT_16_BITS
-    arithmetic = f"2 x {wanted.samples} x {wanted.length} tokens x {shape.hidden} x 16 bits"
+    size = 2 * wanted.samples * wanted.length * shape.hidden * bits // 8
+    arithmetic = f"2 x {wanted.samples} x {wanted.length} tokens x {shape.hidden} x {bits} bits"
     return Part(SAMPLES, size, arithmetic)
 
 
-def _layer_work(recipe: Recipe, shape: ModelShape) -> Part:
+def _layer_work(recipe: Recipe, shape: ModelShape, bits: int) -> Part:
     """GPTQ: a float32 Hessian for each matrix of a layer. AWQ: what goes into each matrix."""
     linears = _of_a_layer(shape)
     if recipe.quantization.method == "gptq":
@@ -122,8 +127,8 @@ def _layer_work(recipe: Recipe, shape: ModelShape) -> Part:
         return Part("Hessians", size, f"inputs squared x 32 bits, {len(linears)} kinds of matrices")
     widths = sum({linear.inputs for linear in linears}) + shape.intermediate
     tokens = recipe.calibration.samples * recipe.calibration.length
-    arithmetic = f"{tokens:,} tokens x {widths:,} x 16 bits"
-    return Part(VALUES, tokens * widths * BYTES_AT_16_BITS, arithmetic)
+    arithmetic = f"{tokens:,} tokens x {widths:,} x {bits} bits"
+    return Part(VALUES, tokens * widths * bits // 8, arithmetic)
 
 
 def _of_a_layer(shape: ModelShape) -> list[Linear]:

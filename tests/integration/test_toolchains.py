@@ -61,7 +61,7 @@ def scores(demo_f16, demo_gguf, quantized, work):
     files |= {scheme: path for scheme, (path, _) in quantized.items()}
     return {
         name: work(
-            "llama-cpp", "score_llama_cpp", {"gguf": str(path), "text": TEXT, "tokens": TOKENS}
+            "llama-cpp", "score_llama_cpp", {"model": str(path), "text": TEXT, "tokens": TOKENS}
         )
         for name, path in files.items()
     }
@@ -139,8 +139,13 @@ def test_tokens_and_template_are_the_same_before_and_after(
 ):
     question = {"strings": STRINGS, "messages": MESSAGES}
     before = work("convert", "checkpoint_parity", {"checkpoint": str(demo_checkpoint), **question})
-    after = work("llama-cpp", "gguf_parity", {"gguf": str(demo_f16), **question})
-    origin = work("llama-cpp", "gguf_parity", {"gguf": str(demo_gguf), **question})
+    after, origin = (
+        work(
+            "llama-cpp", "score_llama_cpp",
+            {"model": str(path), "text": TEXT, "tokens": 1, **question},
+        )["parity"]
+        for path in (demo_f16, demo_gguf)
+    )  # fmt: skip
     assert before == after == origin
     assert before["rendered"].endswith("<|im_start|>assistant\n")
     assert len(before["ids"][STRINGS.index("<|endoftext|>")]) == 1
@@ -168,7 +173,7 @@ def test_perplexity_ranks_the_files_as_their_bits(scores):
 
 def test_scoring_takes_ids_and_counts_without_bos(demo_f16, scores, work):
     ids = scores["f16"]["ids"][:9]
-    request = {"gguf": str(demo_f16), "ids": ids, "tokens": 8, "bos": False}
+    request = {"model": str(demo_f16), "ids": ids, "tokens": 8, "bos": False}
     plain = work("llama-cpp", "score_llama_cpp", request)
     assert (plain["tokens"], plain["ids"], plain["bos"]) == (8, ids, False)
 
@@ -275,7 +280,7 @@ def test_a_hostile_chat_template_is_stopped(demo_checkpoint, work, tmp_path, tem
 def test_a_file_llama_cpp_cannot_load_is_an_error_and_no_hang(home, tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + b"\0" * 100)
-    request = {"gguf": str(path), "text": "x", "tokens": 4}
+    request = {"model": str(path), "text": "x", "tokens": 4}
     with pytest.raises((StageError, CommandError)):
         run_worker(
             provision.ensure("llama-cpp", home), "score_llama_cpp", request,

@@ -13,6 +13,7 @@ from deployer import console as module
 from deployer.console import (
     PLAIN_SECONDS,
     BarProgress,
+    Pace,
     PlainProgress,
     print_lines,
     print_table,
@@ -69,7 +70,7 @@ def test_a_long_step_says_now_and_then_where_it_is(
         now[0] += PLAIN_SECONDS
         step.update(note="verifying")
     lines = out.getvalue().splitlines()
-    assert lines[1:3] == ["  download 50 % a.safetensors", "  download verifying"]
+    assert lines[1:3] == ["  download 50 % a.safetensors, 30 s left", "  download verifying"]
     assert lines[3] == f"✓ download ({2 * PLAIN_SECONDS:.1f} s)"
 
 
@@ -128,3 +129,23 @@ def test_a_table_is_plain_without_a_terminal(capsys: pytest.CaptureFixture[str])
 def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     print_lines([ODD, ""])
     assert capsys.readouterr().out == f"{ODD}\n\n"
+
+
+# Time left
+
+
+def test_the_time_left_follows_from_the_pace_so_far() -> None:
+    pace = Pace()
+    assert pace.left(None, 30, 0.0) == ""
+    assert pace.left(0, 30, 10.0) == ""
+    assert pace.left(1, 30, 20.0) == "5 min left"
+    assert pace.left(25, 30, 260.0) == "50 s left"
+    assert pace.left(30, 30, 310.0) == "0 s left"
+
+
+def test_work_that_starts_again_is_timed_again() -> None:
+    pace = Pace()
+    pace.left(0, 10, 0.0)
+    assert pace.left(9, 10, 9.0) == "1 s left"
+    assert pace.left(0, 10, 100.0) == ""
+    assert pace.left(5, 10, 150.0) == "50 s left"

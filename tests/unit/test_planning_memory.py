@@ -229,12 +229,12 @@ def build(wanted: Recipe, model: ModelShape, there: Machine, device: str) -> dic
     return {f"{e.purpose} {e.place}": e for e in building_memory(wanted, model, there, device)}
 
 
-def test_quantizing_on_a_cpu_needs_the_16_bit_model_and_the_samples() -> None:
+def test_quantizing_on_a_cpu_needs_the_model_at_32_bits_and_the_samples() -> None:
     wanted = recipe("calibration.samples=16", "calibration.length=128")
     found = build(wanted, SMALL, machine(32), "cpu")["quantizing this machine's memory"]
     sizes = {part.what: part.size for part in found.parts}
-    assert sizes["weights"] == 2 * SMALL.parameters
-    assert sizes["calibration"] == 2 * 16 * 128 * 576 * 2
+    assert sizes["weights"] == 4 * SMALL.parameters
+    assert sizes["calibration"] == 2 * 16 * 128 * 576 * 4
 
 
 def test_gptq_holds_a_hessian_for_each_matrix_of_a_layer() -> None:
@@ -259,12 +259,12 @@ def test_a_gpu_holds_all_weights_or_one_layer() -> None:
 
 def test_too_many_samples_are_refused_with_a_number_that_fits() -> None:
     wanted = recipe("calibration.samples=4096", "calibration.length=4096")
-    error = refusal(wanted, LARGE, machine(32), "cpu")
+    error = refusal(wanted, LARGE, machine(64), "cpu")
     assert error.message.startswith("quantizing takes about")
-    assert "2 x 4096 x 4096 tokens x 4096 x 16 bits" in error.message
+    assert "2 x 4096 x 4096 tokens x 4096 x 32 bits" in error.message
     samples = int(re.search(r"calibration\.samples=(\d+)", error.hint)[1])  # type: ignore[index]
     check_memory(recipe(f"calibration.samples={samples}", "calibration.length=4096"), LARGE,
-                 machine(32), "cpu")  # fmt: skip
+                 machine(64), "cpu")  # fmt: skip
     assert samples > 32
 
 
