@@ -82,8 +82,11 @@ def _scoring(recipe: Recipe, shape: ModelShape, machine: Machine, device: str) -
         buffers = engine_memory(with_vllm(recipe, eager=True), shape, device, weights.size).buffers
         parts = (weights, Part("buffers", buffers, recipe.target.engine))
         return MemoryEstimate(purpose, MAIN, parts, machine.memory_bytes)
+    gpus = recipe.serve.vllm.tensor_parallel * recipe.serve.vllm.pipeline_parallel
+    share = Part("weights", weights.size // gpus, f"{weights.arithmetic}, shared by {gpus} GPUs")
     process = Part("process", VLLM_GPU_PROCESS, "CUDA context")
-    return MemoryEstimate(purpose, GPU, (weights, process), _gpu_memory(machine))
+    held = (share if gpus > 1 else weights, process)
+    return MemoryEstimate(purpose, GPU, held, _gpu_memory(machine))
 
 
 def _gpu_memory(machine: Machine) -> int | None:

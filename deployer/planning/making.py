@@ -17,7 +17,7 @@ from deployer.planning.checks import check, check_shape, device, obstacles
 from deployer.planning.plan import Machine, Plan, PlannedStage, ResolvedSource, Texts
 from deployer.planning.serving import server_command
 from deployer.quantizers import choose_quantizer
-from deployer.recipe import Recipe
+from deployer.recipe import Recipe, Vllm
 from deployer.toolchains.specs import Host, spec_named
 
 STAGE_VERSIONS = {
@@ -188,8 +188,7 @@ class _Planner:
         settings: dict[str, Any] = {"text": self.texts.evaluation, "tokens": quality.tokens}
         if converted:
             settings["parity"] = True
-        if self.recipe.serve.vllm.dtype != "auto":
-            settings["dtype"] = self.recipe.serve.vllm.dtype
+        settings |= self._as_served()
         scoring = self.engine.scoring(self.device)
         as_loaded = {"load": wanted.scheme} if wanted.method == "bitsandbytes" else {}
         tokens = f"{quality.tokens} tokens"
@@ -217,6 +216,16 @@ class _Planner:
             )
         )
         return tuple(scored)
+
+    def _as_served(self) -> dict[str, Any]:
+        """What of vLLM's settings the scores depend on, or needs the GPUs that serving needs."""
+        names = ("dtype", "tensor_parallel", "pipeline_parallel")
+        served, default = self.recipe.serve.vllm, Vllm()
+        return {
+            name: getattr(served, name)
+            for name in names
+            if getattr(served, name) != getattr(default, name)
+        }
 
     def package(self, weights: PlannedStage, scores: tuple[PlannedStage, ...]) -> PlannedStage:
         quality = self.recipe.quality

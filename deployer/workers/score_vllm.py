@@ -1,12 +1,13 @@
 """Score a text with a checkpoint, token by token, in vLLM.
 
-Request: {model, text | ids, tokens, bos?, dtype?, load?, sample_prompt?}. `model` is a checkpoint's
-folder. `tokens` is the number of tokens to score, from the front of the text; `bos`: start with BOS
-(null: where the tokenizer has one). Without BOS the first token of the text cannot be scored, and
-one more is taken. `dtype` is vLLM's; `load`: nf4 or int8, quantized by bitsandbytes while loading.
-Response: {ids, ids_sha256, bos, nll, top1, perplexity, tokens, seconds, load_seconds, sample,
-engine_version}. nll[i] is -ln p(token | all before it) in nats; top1[i] is the id the model would
-have chosen there; `tokens` is less than asked only where the text is too short.
+Request: {model, text | ids, tokens, bos?, dtype?, load?, tensor_parallel?, pipeline_parallel?,
+sample_prompt?}. `model` is a checkpoint's folder. `tokens` is the number of tokens to score, from
+the front of the text; `bos`: start with BOS (null: where the tokenizer has one). Without BOS the
+first token of the text cannot be scored, and one more is taken. `dtype` is vLLM's; `load`: nf4 or
+int8, quantized by bitsandbytes while loading. Response: {ids, ids_sha256, bos, nll, top1,
+perplexity, tokens, seconds, load_seconds, sample, engine_version}. nll[i] is -ln p(token | all
+before it) in nats; top1[i] is the id the model would have chosen there; `tokens` is less than asked
+only where the text is too short.
 
 One window: everything is scored behind one prompt, which must fit into the model's context.
 """
@@ -136,6 +137,8 @@ def _load(request, config, length):
         "dtype": request.get("dtype") or "auto",
         "max_model_len": length,
         "max_num_seqs": 1,
+        "tensor_parallel_size": request.get("tensor_parallel", 1),
+        "pipeline_parallel_size": request.get("pipeline_parallel", 1),
         "max_num_batched_tokens": STEP_TOKENS,
         "enable_prefix_caching": False,
         "enforce_eager": True,

@@ -317,6 +317,25 @@ def test_plan_prints_the_plan_and_does_nothing(run: Run, recipe: str, tmp_path: 
     assert not (tmp_path / "deployer-home" / "store").exists()
 
 
+def test_plan_shows_what_another_machine_would_do(run: Run, recipe: str) -> None:
+    given = ("--set", "target={engine: vllm, device: cuda}", "--set", "quantization={method: awq}",
+             "--set", "source.package=some-model==1.0")  # fmt: skip
+    outcome = run("plan", recipe, *given)
+    assert outcome.code == 0
+    assert "w4a16 is made by llm-compressor: it is maintained" in outcome.out
+    assert "serve_vllm --model BUNDLE" in outcome.out
+    assert "Not on this machine: target.device is cuda" in outcome.out
+    document = run("plan", recipe, *given, "--json").document
+    assert "no NVIDIA GPU" in document["obstacles"][0]["message"]
+    assert document["serve"]["env"]["HF_HUB_OFFLINE"] == "1"
+    assert run("build", recipe, *given).code == 2
+
+
+def test_plan_repeats_the_overrides_in_the_next_command(run: Run, recipe: str) -> None:
+    outcome = run("plan", recipe, "--set", "quantization.scheme=q8_0")
+    assert f"Next: deployer build {recipe} --set quantization.scheme=q8_0" in outcome.out
+
+
 def test_plan_obeys_overrides(run: Run, recipe: str) -> None:
     document = run("plan", recipe, "--set", "quantization.scheme=q8_0", "--json").document
     assert document["recipe"]["quantization"]["scheme"] == "q8_0"

@@ -141,6 +141,13 @@ def test_a_plan_for_vllm_shows_its_server() -> None:
     assert "llm-compressor" in planned.notes[0]
 
 
+def test_a_model_is_scored_on_as_many_gpus_as_it_is_served_on() -> None:
+    stage = plan(*VLLM, "target.device=cuda", "serve.vllm.tensor_parallel=2").stage("baseline")
+    assert stage is not None
+    assert stage.settings["tensor_parallel"] == 2
+    assert "pipeline_parallel" not in stage.settings
+
+
 def test_a_calibration_set_of_a_hub_is_a_stage_of_its_own() -> None:
     dataset = {"dataset": "a/b", "revision": "0" * 40, "file": "c.jsonl"}
     texts = dataclasses.replace(TEXTS, dataset=dataset)
@@ -198,6 +205,7 @@ FIELDS = [
     ("calibration.samples=8", VLLM, WEIGHTS),
     ("serve.vllm.eager=true", VLLM, {"package"}),
     ("serve.vllm.dtype=float32", VLLM, SCORES),
+    ("serve.vllm.prefix_caching=false", VLLM, {"package"}),
     ("quality.tokens=512", VLLM, SCORES),
 ]
 

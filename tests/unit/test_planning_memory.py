@@ -290,3 +290,11 @@ def test_an_estimate_prints_as_json() -> None:
     assert document["needed"] == estimate.needed
     assert document["fits"] is True
     assert document["parts"][0]["what"] == "weights"
+
+
+def test_gpus_share_the_model_that_is_scored() -> None:
+    name = "scoring the 16-bit model the GPU's memory"
+    one = build(recipe(), LARGE, machine(64, 24), "cuda")[name].parts[0]
+    four = build(recipe("serve.vllm.tensor_parallel=4"), LARGE, machine(64, 24), "cuda")[name]
+    assert four.parts[0].size == one.size // 4
+    assert "shared by 4 GPUs" in four.parts[0].arithmetic
