@@ -1,6 +1,8 @@
-"""Which linear layers of a model are quantized, and whether the group size fits them."""
+"""Which linear layers of a model are quantized, whether the group size fits, and what is told."""
 
 import re
+import time
+from importlib.metadata import version
 
 from _protocol import WorkerError
 
@@ -49,6 +51,23 @@ def check_groups(widths, chosen, group_size):
             f"{unfit[0]}{more}",
             "Set quantization.group_size to a divisor, for example 64 or 32.",
         )
+
+
+def report(tool, distributions, widths, layers, samples, started):
+    """What every worker that quantizes a checkpoint answers.
+
+    `distributions` are the packages whose versions made the weights, `widths` all linear layers,
+    `layers` those that were quantized; `started` is a time of `time.monotonic`.
+    """
+    return {
+        "tool": tool,
+        "versions": {name: version(name) for name in distributions},
+        "layers_quantized": len(layers),
+        "layers_ignored": sorted(set(widths) - set(layers)),
+        "samples": len(samples),
+        "tokens": sum(map(len, samples)),
+        "seconds": time.monotonic() - started,
+    }
 
 
 def _matches(entry, name):

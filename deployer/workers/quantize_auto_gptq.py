@@ -19,8 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _calibration import load_samples
 from _checkpoint_files import check_theta, finish, for_transformers_4, read_config
-from _layers import HEAD, check_groups, chosen_layers, linear_widths
+from _layers import HEAD, check_groups, chosen_layers, linear_widths, report
 from _protocol import WorkerError, progress, run
+
+DISTRIBUTIONS = ("auto-gptq", "torch", "transformers")
+"""Packages whose versions are told."""
 
 _LAYER = re.compile(r"Start quantizing layer (\d+)/(\d+)")
 
@@ -63,15 +66,7 @@ def main(request):
         model.save_quantized(request["target"], use_safetensors=True)
     tied = bool(model.model.config.tie_word_embeddings)
     layers = finish(request["source"], request["target"], "float16", tied)
-    return {
-        "tool": "auto-gptq",
-        "versions": _versions(),
-        "layers_quantized": len(layers),
-        "layers_ignored": sorted(set(widths) - set(layers)),
-        "samples": len(samples),
-        "tokens": sum(map(len, samples)),
-        "seconds": time.monotonic() - started,
-    }
+    return report("auto-gptq", DISTRIBUTIONS, widths, layers, samples, started)
 
 
 def _load(folder, request):
@@ -92,12 +87,6 @@ def _load(folder, request):
         raise WorkerError(
             f"auto-gptq does not know this model: {error}", "Use tool: llm-compressor."
         ) from error
-
-
-def _versions():
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("auto-gptq", "torch", "transformers")}
 
 
 if __name__ == "__main__":

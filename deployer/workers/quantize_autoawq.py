@@ -19,8 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _calibration import load_samples
 from _checkpoint_files import check_theta, finish, for_transformers_4, read_config
-from _layers import HEAD, check_groups, chosen_layers, linear_widths
+from _layers import HEAD, check_groups, chosen_layers, linear_widths, report
 from _protocol import WorkerError, progress, run
+
+DISTRIBUTIONS = ("autoawq", "torch", "transformers")
+"""Packages whose versions are told."""
 
 AT_ONCE = 16384
 """Calibration tokens that go through a layer at once; more take more memory than they save time."""
@@ -40,15 +43,7 @@ def main(request):
         model.save_quantized(str(request["target"]), shard_size="5GB")
     tied = bool(model.model.config.tie_word_embeddings)
     layers = finish(request["source"], request["target"], "float16", tied)
-    return {
-        "tool": "autoawq",
-        "versions": _versions(),
-        "layers_quantized": len(layers),
-        "layers_ignored": sorted(set(widths) - set(layers)),
-        "samples": len(samples),
-        "tokens": sum(map(len, samples)),
-        "seconds": time.monotonic() - started,
-    }
+    return report("autoawq", DISTRIBUTIONS, widths, layers, samples, started)
 
 
 def _tokenizer(folder):
@@ -162,12 +157,6 @@ def _tell_progress():
         progress(total, total)
 
     quantizer.tqdm = bar
-
-
-def _versions():
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("autoawq", "torch", "transformers")}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _calibration import load_samples
 from _checkpoint_files import check_theta, finish, read_config
-from _layers import check_groups, chosen_layers, linear_widths
+from _layers import check_groups, chosen_layers, linear_widths, report
 from _protocol import progress, run
+
+DISTRIBUTIONS = ("llmcompressor", "compressed-tensors", "torch", "transformers")
+"""Packages whose versions are told."""
 
 SMOOTHING = 0.8
 """How much of the activations' outliers SmoothQuant moves into the weights, 0 to 1."""
@@ -44,15 +47,7 @@ def main(request):
     model.save_pretrained(request["target"], save_compressed=True, max_shard_size="5GB")
     tied = bool(model.config.get_text_config().tie_word_embeddings)
     layers = finish(request["source"], request["target"], dtype, tied)
-    return {
-        "tool": "llm-compressor",
-        "versions": _versions(),
-        "layers_quantized": len(layers),
-        "layers_ignored": sorted(set(widths) - set(layers)),
-        "samples": len(samples),
-        "tokens": sum(map(len, samples)),
-        "seconds": time.monotonic() - started,
-    }
+    return report("llm-compressor", DISTRIBUTIONS, widths, layers, samples, started)
 
 
 def _load(request):
@@ -174,13 +169,6 @@ def _tell_progress(model, request):
         return result
 
     LifecycleCallbacks.sequential_epoch_end = told
-
-
-def _versions():
-    from importlib.metadata import version
-
-    names = ("llmcompressor", "compressed-tensors", "torch", "transformers")
-    return {name: version(name) for name in names}
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ The server has no prompt log-probabilities. So every position is asked for one t
 token is forced by a bias: the log-probability it reports is the one before the bias.
 """
 
-import hashlib
 import importlib.metadata
-import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -25,43 +22,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import _gguf_parity
 from _llama_server import LlamaServer
 from _protocol import WorkerError, finite, progress, run
+from _scoring import SAMPLE_PROMPT, SAMPLE_TOKENS, chosen_ids, report
 
 FORCE = 1e6
-SAMPLE_TOKENS = 24
-SAMPLE_PROMPT = "The capital of France is"
-CHARACTERS_PER_TOKEN = 32
 
 
 def main(request):
-    wanted = int(request["tokens"])
     progress(note="loading the model")
     server = LlamaServer(
         request["model"],
-        n_ctx=max(512, wanted + SAMPLE_TOKENS + 64),
+        n_ctx=max(512, int(request["tokens"]) + SAMPLE_TOKENS + 64),
         threads=request.get("threads"),
     )
-    prefix = _prefix(server, request.get("bos"))
-    first = 0 if prefix else 1
-    ids = request.get("ids") or _front(server, request["text"], first + wanted)
-    ids = ids[: first + wanted]
-    if len(ids) <= first:
-        raise WorkerError("the text to score has no tokens", "Give a longer text.")
+    prefix, ids = chosen_ids(request, server.tokenize, server.special_id("bos_token"))
     started = time.monotonic()
     nll, top1 = [], []
-    for position in range(first, len(ids)):
+    for position in range(0 if prefix else 1, len(ids)):
         loss, choice = _score(server, prefix + ids[:position], ids[position], position)
         nll.append(loss)
         top1.append(choice)
         if position % 16 == 0:
             progress(position, len(ids), "scoring")
     return {
-        "ids": ids,
-        "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        "bos": bool(prefix),
-        "nll": nll,
-        "top1": top1,
-        "perplexity": math.exp(min(math.fsum(nll) / len(nll), 700.0)),
-        "tokens": len(nll),
+        **report(prefix, ids, nll, top1),
         "seconds": time.monotonic() - started,
         "load_seconds": server.load_seconds,
         "sample": _sample(server, request.get("sample_prompt") or SAMPLE_PROMPT),
@@ -75,21 +58,6 @@ def _parity(server, request):
     if "strings" not in request:
         return None
     return _gguf_parity.answer(server, request["model"], request["strings"], request["messages"])
-
-
-def _front(server, text, wanted):
-    """The first `wanted` token ids; a long text is cut first, generously."""
-    ids = server.tokenize(text[: wanted * CHARACTERS_PER_TOKEN])
-    return ids if len(ids) >= wanted else server.tokenize(text)
-
-
-def _prefix(server, bos):
-    if bos is False:
-        return []
-    begin = server.special_id("bos_token")
-    if begin is None and bos:
-        raise WorkerError("the model has no BOS token", "Set bos to null or false.")
-    return [] if begin is None else [begin]
 
 
 def _score(server, prompt, token, position):

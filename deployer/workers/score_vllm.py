@@ -12,7 +12,6 @@ only where the text is too short.
 One window: everything is scored behind one prompt, which must fit into the model's context.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -23,10 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _protocol import WorkerError, finite, progress, run
+from _scoring import SAMPLE_PROMPT, SAMPLE_TOKENS, chosen_ids, report
 
-SAMPLE_TOKENS = 24
-SAMPLE_PROMPT = "The capital of France is"
-CHARACTERS_PER_TOKEN = 32
 STEP_TOKENS = 512
 """Positions computed at once: each has a logit for every word of the vocabulary."""
 ENVIRONMENT = {
@@ -49,12 +46,7 @@ def main(request):
     limit = config.get("max_position_embeddings")
     progress(note="loading the tokenizer")
     tokenizer = _tokenizer(folder)
-    prefix = _prefix(tokenizer, request.get("bos"))
-    first = 0 if prefix else 1
-    wanted = first + int(request["tokens"])
-    ids = (request.get("ids") or _front(tokenizer, request["text"], wanted))[:wanted]
-    if len(ids) <= first:
-        raise WorkerError("the text to score has no tokens", "Give a longer text.")
+    prefix, ids = chosen_ids(request, lambda text: _encode(tokenizer, text), tokenizer.bos_token_id)
     prompt = prefix + ids
     sample_ids = prefix + _encode(tokenizer, request.get("sample_prompt") or SAMPLE_PROMPT)
     length = max(len(prompt) + 1, len(sample_ids) + SAMPLE_TOKENS)
@@ -73,13 +65,7 @@ def main(request):
     nll, top1 = _score(engine, prompt)
     seconds = time.monotonic() - started
     return {
-        "ids": ids,
-        "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        "bos": bool(prefix),
-        "nll": nll,
-        "top1": top1,
-        "perplexity": math.exp(min(math.fsum(nll) / len(nll), 700.0)),
-        "tokens": len(nll),
+        **report(prefix, ids, nll, top1),
         "seconds": seconds,
         "load_seconds": load_seconds,
         "sample": _sample(engine, tokenizer, sample_ids),
@@ -110,21 +96,6 @@ def _tokenizer(folder):
 
 def _encode(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
-
-
-def _front(tokenizer, text, wanted):
-    """The first `wanted` token ids; a long text is cut first, generously."""
-    ids = _encode(tokenizer, text[: wanted * CHARACTERS_PER_TOKEN])
-    return ids if len(ids) >= wanted else _encode(tokenizer, text)
-
-
-def _prefix(tokenizer, bos):
-    if bos is False:
-        return []
-    begin = tokenizer.bos_token_id
-    if begin is None and bos:
-        raise WorkerError("the model has no BOS token", "Set bos to null or false.")
-    return [] if begin is None else [begin]
 
 
 def _load(request, config, length):
