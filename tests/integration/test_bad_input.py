@@ -321,6 +321,8 @@ class Build:
         self.popen = subprocess.Popen(
             [str(DEPLOYER), "build", str(recipe)], env=environment(home), cwd=REPOSITORY,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # Shells start background work, this test run perhaps, with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self.said: list[str] = []
 

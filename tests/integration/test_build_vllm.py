@@ -94,10 +94,12 @@ def test_four_bit_weights_are_made_measured_and_served(
 
     with served(name, built_home) as record:
         assert record["state"] == "ready"
-        text, counted = streamed(record["endpoint"], "The capital of France is", 32)
+        text, counted = streamed(record["endpoint"], "The capital of France is", 8)
         assert "Paris" in text
-        assert counted == 32
-        assert WORDS & set(text.lower().split()), text
+        assert 0 < counted <= 8  # some quantizations end the answer here
+        text, counted = streamed(record["endpoint"], "Water is important for life because", 32)
+        assert len(WORDS & set(text.lower().split())) >= 2, text
+        assert counted > 8
         ran = deployer(
             "loadtest", "--profile", "concurrent", "--users", "8", "--duration", "10",
             "--set", "loadtest.output_tokens=16", "--json", home=built_home,
@@ -151,7 +153,7 @@ def test_the_gpu_recipe_says_which_groups_fit_the_demo_model(built_home: Home) -
     [
         (("quantization.group_size=128",), "group_size 128 does not divide", "64"),
         (("quantization.bits=8",), "on a CPU", "w4a16"),
-        (("serve.context=9000",), "9000", "8192"),
+        (("serve.context=9000",), "serve.context is 9,000 tokens", "8192"),
         (("serve.vllm.tensor_parallel=3",), "needs a GPU", "cuda"),
         (("target.device=cuda",), "no NVIDIA GPU", "smollm2-awq.yaml"),
     ],
