@@ -13,6 +13,21 @@ from deployer.recipe import Recipe
 BUNDLE = Path("BUNDLE")
 
 
+def planned_model(
+    recipe: Recipe, shape: ModelShape | None, device: str, weights_bytes: int = 0
+) -> ModelToServe:
+    """The model as an engine's adapter is told of it before there is a bundle."""
+    return ModelToServe(
+        BUNDLE / "model.gguf" if engine_named(recipe.target.engine).format == "gguf" else BUNDLE,
+        recipe.name,
+        device,
+        recipe.quantization.method,
+        recipe.quantization.scheme,
+        shape.kv_bytes_per_token if shape else 0,
+        weights_bytes,
+    )
+
+
 def server_command(
     recipe: Recipe, shape: ModelShape | None, device: str, facts: Facts
 ) -> tuple[tuple[str, ...], Mapping[str, str]]:
@@ -22,14 +37,7 @@ def server_command(
     """
     engine = engine_named(recipe.target.engine)
     facts = replace(facts, programs=facts.programs | {recipe.serve.server})
-    model = ModelToServe(
-        BUNDLE / "model.gguf" if engine.format == "gguf" else BUNDLE,
-        recipe.name,
-        device,
-        recipe.quantization.method,
-        recipe.quantization.scheme,
-        shape.kv_bytes_per_token if shape else 0,
-    )
+    model = planned_model(recipe, shape, device)
     launch = engine.launch(engine.choose(recipe.serve.server, facts), model, recipe.serve, facts)
     command = launch.command
     program = command.worker or command.program

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from deployer.engines import Facts, Memory, ModelToServe, engine_named
+from deployer.engines import Facts, Memory, engine_named
 from deployer.planning.estimate import MemoryEstimate, Part, weights_part
 from deployer.planning.groups import shares_evenly
 from deployer.planning.plan import Machine
+from deployer.planning.serving import planned_model
 from deployer.planning.shape import ModelShape
 from deployer.recipe import Quantization, Recipe
 
@@ -68,15 +68,7 @@ def engine_memory(
     recipe: Recipe, shape: ModelShape | None, device: str, weights_bytes: int
 ) -> Memory:
     """What the engine says it holds in this machine's memory for weights of that size."""
-    model = ModelToServe(
-        Path("BUNDLE"),
-        recipe.name,
-        device,
-        recipe.quantization.method,
-        recipe.quantization.scheme,
-        shape.kv_bytes_per_token if shape else 0,
-        weights_bytes,
-    )
+    model = planned_model(recipe, shape, device, weights_bytes)
     return engine_named(recipe.target.engine).memory(model, recipe.serve, Facts())
 
 

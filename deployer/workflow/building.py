@@ -112,7 +112,8 @@ def build(
     QualityGateError, making no bundle, where the model misses a limit of its recipe.
     """
     started = time.monotonic()
-    recipe, machine = read_recipe(recipe_path, overrides), this_machine(home)
+    recipe = read_recipe(recipe_path, overrides)
+    machine = this_machine(recipe, home)
     for obstacle in obstacles(recipe, machine):
         raise PlanError(obstacle.message, obstacle.hint)
     planned = plan_recipe(recipe, machine, home)

@@ -9,10 +9,9 @@ from pathlib import Path
 import psutil
 
 from deployer.artifacts import file_digest, json_digest
-from deployer.engines import ENGINES, Facts
+from deployer.engines import engine_named
 from deployer.gpus import gpus
 from deployer.home import Home
-from deployer.machine import usable_cores
 from deployer.memo import DigestMemo
 from deployer.planning import (
     Machine,
@@ -23,34 +22,29 @@ from deployer.planning import (
     fetch_key,
     make_plan,
 )
-from deployer.process import which
 from deployer.recipe import Recipe, read_recipe
+from deployer.serving.facts import find_facts
 from deployer.stages import calibration, fetch
 from deployer.stages.weights import CHECKPOINT, shape_in
 from deployer.store import Store
 from deployer.toolchains.host import this_host
-from deployer.toolchains.installation import installed
 
 DATA = Path(__file__).parent.parent / "data"
 EVALUATION_TEXT = DATA / "evaluation-en.txt"
 CALIBRATION_TEXT = DATA / "calibration-en.txt"
 
 
-def this_machine(home: Home) -> Machine:
-    """What of this machine decides a plan."""
+def this_machine(recipe: Recipe, home: Home) -> Machine:
+    """What of this machine decides a plan of the recipe, and which server the plan shows."""
     found = gpus()
-    facts = Facts(
-        cores=usable_cores(),
-        has_gpu=bool(found),
-        programs=frozenset(p for e in ENGINES.values() for p in e.programs if which(p)),
-        toolchains=frozenset(t.name for t in installed(home) if t.current),
-    )
+    facts = find_facts(engine_named(recipe.target.engine), home, bool(found))
     return Machine(this_host(), psutil.virtual_memory().total, found, facts)
 
 
 def plan(recipe_path: Path, overrides: Sequence[str], home: Home) -> Plan:
     """Read a recipe and plan it; fetches no weights and builds nothing."""
-    return plan_recipe(read_recipe(recipe_path, overrides), this_machine(home), home)
+    recipe = read_recipe(recipe_path, overrides)
+    return plan_recipe(recipe, this_machine(recipe, home), home)
 
 
 def plan_recipe(recipe: Recipe, machine: Machine, home: Home) -> Plan:
