@@ -12,6 +12,11 @@ from deployer.planning.support import check_context, check_gpus, check_support
 from deployer.quantizers import choose_quantizer
 from deployer.recipe import Recipe
 
+UNKNOWN_SHAPE = (
+    "the model's dimensions are not known here; group sizes and memory are checked once it is "
+    "fetched, if its architecture is one that deployer knows"
+)
+
 
 def device(recipe: Recipe, machine: Machine) -> str:
     """Where the engine computes: the recipe's word, or what `auto` means here (cpu or cuda)."""
@@ -69,17 +74,15 @@ def check_shape(
     check_support(recipe, stored_as, where)
     if where == "cuda" and machine.gpus:
         check_gpus(recipe, stored_as, machine.gpus)
-    if shape is not None and recipe.target.engine == "vllm":
+    notes: tuple[str, ...] = ()
+    if recipe.target.engine == "vllm" and shape is None:
+        notes = (UNKNOWN_SHAPE,)
+    elif recipe.target.engine == "vllm" and shape is not None:
         vllm = recipe.serve.vllm
         check_context(recipe, shape)
         check_shares(shape, vllm.tensor_parallel, vllm.pipeline_parallel)
         check_group_size(recipe.quantization, shape, vllm.tensor_parallel)
-    elif recipe.target.engine == "vllm":
-        return (
-            "the model's dimensions are not known yet; group sizes and memory are checked "
-            "once it is fetched",
-        )
-    return check_memory(recipe, shape, machine, where, size_bytes)
+    return (*notes, *check_memory(recipe, shape, machine, where, size_bytes))
 
 
 def _format(recipe: Recipe, where: str) -> str:

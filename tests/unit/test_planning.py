@@ -141,6 +141,15 @@ def test_a_plan_for_vllm_shows_its_server() -> None:
     assert "llm-compressor" in planned.notes[0]
 
 
+def test_weights_of_unknown_shape_are_still_held_against_the_memory() -> None:
+    small = dataclasses.replace(PACKAGE, size_bytes=10**9)
+    notes = plan(*VLLM, source=small).notes
+    assert any("dimensions are not known here" in note for note in notes)
+    assert any("serving takes about" in note for note in notes)
+    with pytest.raises(PlanError, match="serving takes about"):
+        plan(*VLLM, source=dataclasses.replace(PACKAGE, size_bytes=400 * 10**9))
+
+
 def test_a_model_is_scored_on_as_many_gpus_as_it_is_served_on() -> None:
     stage = plan(*VLLM, "target.device=cuda", "serve.vllm.tensor_parallel=2").stage("baseline")
     assert stage is not None
