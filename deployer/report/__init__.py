@@ -1,6 +1,7 @@
-"""Stored results -> a page, a summary and a table. Pure: no file is read but our own template.
+"""Stored results -> a page, a summary and a table. Pure: no file is read but our own templates.
 
 html(result, samples)              one self-contained page, no script, no request
+quality_html(record, …)            the same of a quality record
 summary_markdown(result, samples)  the short form
 table(result)                      columns and rows for a terminal
 """
@@ -8,16 +9,16 @@ table(result)                      columns and rows for a terminal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from deployer.metrics import ERRORS, MEASURED, Sample, tpot, ttft
 from deployer.report import charts, words
+from deployer.report.page import render
+from deployer.report.quality import quality_html
 from deployer.results import REPORT, SUMMARY, LoadTestResult, Stage
 
-__all__ = ["PAGES", "html", "summary_markdown", "table", "verdict"]
+__all__ = ["PAGES", "html", "quality_html", "summary_markdown", "table", "verdict"]
 
-TEMPLATES = Path(__file__).parent / "templates"
 COLUMNS = (
     "stage", "target", "achieved", "ok/err", "TTFT p50 / p99", "TPOT p50 / p99", "E2E p99",
     "output tok/s", "goodput", "cache", "flags",
@@ -120,18 +121,7 @@ def _machine_line(result: LoadTestResult) -> str:
 
 def html(result: LoadTestResult, samples: Sequence[Sample] = ()) -> str:
     """One page that needs nothing else. Without `samples` it has no charts."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["words"] = words
-    page = environment.get_template("loadtest.html")
-    return page.render(**_view(result, samples))
+    return render("loadtest.html", **_view(result, samples))
 
 
 def _view(result: LoadTestResult, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -139,7 +129,6 @@ def _view(result: LoadTestResult, samples: Sequence[Sample]) -> dict[str, Any]:
     ok = [s for s in samples if s.ok and s.phase == MEASURED]
     columns, rows = table(result)
     return {
-        "css": (TEMPLATES / "loadtest.css").read_text("utf-8"),
         "result": result,
         "stage": stage,
         "model": words.short_model(str(result.server.get("model", "?"))),

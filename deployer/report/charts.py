@@ -92,7 +92,7 @@ def axis(low: float, high: float, parts: int = 5, unit: str = "") -> tuple[Tick,
     if labels and unit:
         labels[-1] += f" {unit}"
     return tuple(
-        Tick(_percent(value, low, high), label) for value, label in zip(values, labels, strict=True)
+        Tick(percent(value, low, high), label) for value, label in zip(values, labels, strict=True)
     )
 
 
@@ -102,13 +102,13 @@ def distribution(values: Sequence[float]) -> Distribution:
         return Distribution(0)
     low, high = _range(values)
     marks = tuple(
-        Tick(_percent(percentile(values, p), low, high), f"p{p}")
+        Tick(percent(percentile(values, p), low, high), f"p{p}")
         for p in (50, 95)
         if len(values) >= FEW or p == 50
     )
     ticks = axis(low, high, 5, "ms")
     if len(values) < FEW:
-        dots = tuple(Tick(_percent(v, low, high), f"{v:,.1f} ms") for v in sorted(values))
+        dots = tuple(Tick(percent(v, low, high), f"{v:,.1f} ms") for v in sorted(values))
         return Distribution(len(values), dots=dots, marks=marks, ticks=ticks)
     bins = min(40, max(12, round(2 * math.sqrt(len(values)))))
     width = (high - low) / bins
@@ -147,8 +147,8 @@ def timeline(samples: Sequence[Sample], duration: float) -> Timeline:
     start = min((s.sent for s in shown if s.phase == MEASURED), default=0.0)
     common = {
         "ticks": axis(0, last, 8, "s"),
-        "warmup": _percent(start, 0, last),
-        "end": min(100.0, _percent(start + duration, 0, last)),
+        "warmup": percent(start, 0, last),
+        "end": min(100.0, percent(start + duration, 0, last)),
     }
     lanes = _lanes(shown)
     count = max(lanes) + 1
@@ -184,8 +184,8 @@ def _bars(sample: Sample, lane: int, lanes: int, last: float) -> list[Shape]:
     about = _about(sample)
 
     def bar(start: float, end: float, kind: str) -> Shape:
-        x = _percent(start, 0, last)
-        return Shape(x, y, max(_percent(end, 0, last) - x, 0.15), thick, kind + pale, about)
+        x = percent(start, 0, last)
+        return Shape(x, y, max(percent(end, 0, last) - x, 0.15), thick, kind + pale, about)
 
     if not sample.ok:
         return [bar(sample.sent, sample.closed, "failed")]
@@ -207,8 +207,8 @@ def _scatter(samples: Sequence[Sample], last: float) -> tuple[tuple[Shape, ...],
     high = (max((t for s, t in times if s.ok), default=0.0) or 1.0) * 1.08
     dots = tuple(
         Shape(
-            x=_percent(s.sent, 0, last),
-            y=100 - _percent(t, 0, high) if s.ok else 0.0,
+            x=percent(s.sent, 0, last),
+            y=100 - percent(t, 0, high) if s.ok else 0.0,
             width=0,
             height=0,
             kind=("wait" if s.ok else "failed") + (" pale" if s.phase != MEASURED else ""),
@@ -232,16 +232,17 @@ def rate(samples: Sequence[Sample], mean: float | None) -> Rate:
         for i in range(bins)
     ]
     high = max(*heights, mean or 0.0) * 1.12 or 1.0
-    steps = [f"M 0 {100 - _percent(heights[0], 0, high):.2f}"]
+    steps = [f"M 0 {100 - percent(heights[0], 0, high):.2f}"]
     for i, height in enumerate(heights):
-        steps.append(f"V {100 - _percent(height, 0, high):.2f} H {100 * (i + 1) / bins:.2f}")
+        steps.append(f"V {100 - percent(height, 0, high):.2f} H {100 * (i + 1) / bins:.2f}")
     return Rate(
         path=" ".join(steps),
         ticks=axis(0, last, 8, "s"),
         levels=axis(0, high, 4),
-        mean=None if mean is None else 100 - _percent(mean, 0, high),
+        mean=None if mean is None else 100 - percent(mean, 0, high),
     )
 
 
-def _percent(value: float, low: float, high: float) -> float:
+def percent(value: float, low: float, high: float) -> float:
+    """Where `value` lies between `low` and `high`, in percent; the middle where they are equal."""
     return 100 * (value - low) / (high - low) if high > low else 50.0

@@ -1,7 +1,7 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
+from html_page import EVIL, Page
 from loadtest_samples import closed_loop, result, sample
 
 from deployer import report
@@ -12,33 +12,6 @@ from deployer.report import charts, words
 WORKLOAD = LoadTest(
     profile="concurrent", users=8, duration=20, warmup=3, slo=Slo(ttft_p95_ms=900.0)
 )
-EVIL = "<script>alert(1)</script>\"'&|`"
-
-
-class Page(HTMLParser):
-    """Counts tags and finds what would load something."""
-
-    VOID = ("meta", "rect", "path", "br", "link", "img", "input")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.loads += [f"{k}={v}" for k, v in attrs if k in ("src", "href", "srcset")]
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
