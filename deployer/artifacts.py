@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,23 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Digests:
+    """SHA-256 of files, each hashed once in the life of this object.
+
+    A file is known again by device, inode, size and modification time: a hard link to it too.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, int, int], str] = {}
+
+    def __call__(self, path: Path) -> str:
+        status = path.stat()
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if identity not in self._known:
+            self._known[identity] = file_digest(path)
+        return self._known[identity]
 
 
 def json_digest(value: Any) -> str:
@@ -50,14 +67,14 @@ class FileEntry(Record):
     sha256: str
 
 
-def list_files(root: Path, exclude: Iterable[str] = ()) -> tuple[FileEntry, ...]:
-    """Every regular file below `root`, sorted by path, hashed."""
-    left_out = set(exclude)
+def list_files(root: Path, digest: Callable[[Path], str] = file_digest) -> tuple[FileEntry, ...]:
+    """Every regular file below `root`, sorted by path, hashed by `digest`."""
     files = sorted(p for p in root.rglob("*") if p.is_file())
     return tuple(
-        FileEntry(path=name, size=path.stat().st_size, sha256=file_digest(path))
+        FileEntry(
+            path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=digest(path)
+        )
         for path in files
-        if (name := path.relative_to(root).as_posix()) not in left_out
     )
 
 

@@ -5,6 +5,7 @@ bundles/     finished bundles, NAME/DIGEST
 toolchains/  isolated environments
 servers/     state and logs of detached servers
 loadtests/   load-test results, one folder a run
+evaluations/ quality measured of bundles, one folder a run
 logs/        logs of builds
 cache/       downloads; safe to delete
 """
@@ -42,6 +43,10 @@ class Home:
     @property
     def loadtests(self) -> Path:
         return self.root / "loadtests"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluations"
 
     @property
     def logs(self) -> Path:

@@ -42,9 +42,10 @@ Build = Callable[[Path], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Store:
-    """The artifacts below one folder."""
+    """The artifacts below one folder; `digest` gives the SHA-256 of a file that is published."""
 
     root: Path
+    digest: Callable[[Path], str] = file_digest
 
     def path(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:_KEY_LENGTH]
@@ -106,7 +107,7 @@ class Store:
             remove_tree(work)
 
     def _publish(self, stage: str, key: str, work: Path, info: dict[str, Any]) -> Artifact:
-        files = list_files(work)
+        files = list_files(work, self.digest)
         record = {
             "stage": stage,
             "key": key,

@@ -13,6 +13,7 @@ import click
 
 from deployer import __version__
 from deployer.cli.building import build, plan
+from deployer.cli.evaluating import evaluate
 from deployer.cli.failures import (
     explain,
     explain_interrupt,
@@ -22,13 +23,16 @@ from deployer.cli.failures import (
 )
 from deployer.cli.loadtesting import loadtest
 from deployer.cli.machine import completion, doctor, schema
+from deployer.cli.sensitivity import sensitivity
 from deployer.cli.serving import logs, serve, status, stop
+from deployer.cli.tasks import tasks
 from deployer.cli.toolchains import toolchain
 from deployer.errors import DeployerError
 from deployer.home import default_home
 
 COMMANDS = (
-    plan, build, serve, status, logs, stop, loadtest, doctor, toolchain, schema, completion
+    plan, build, evaluate, sensitivity, serve, status, logs, stop, loadtest, tasks, doctor,
+    toolchain, schema, completion,
 )  # fmt: skip
 
 

@@ -66,7 +66,10 @@ class VllmEngine:
             GPU if gpu else CPU,
             worker="serve_vllm",
             arguments=(*arguments.argv(), *serve.extra_args),
-            env={**_environment(serve, facts.cache), **({} if gpu else _threads(serve, facts))},
+            env={
+                **_environment(serve, facts.cache),
+                **({} if gpu else _on_processor(serve, facts)),
+            },
         )
         return Launch(server, command, drains=True)
 
@@ -190,9 +193,15 @@ def _environment(serve: Serve, cache: Path | None) -> dict[str, str]:
     return env
 
 
-def _threads(serve: Serve, facts: Facts) -> dict[str, str]:
-    """As many threads as asked for; vLLM's own choice leaves one core idle and knows no quota."""
+def _on_processor(serve: Serve, facts: Facts) -> dict[str, str]:
+    """As many threads as asked for, and compiled code that the next start can use.
+
+    vLLM's own choice of threads leaves one core idle and knows no quota.
+    """
     return {
+        # vLLM 0.32 keeps the whole compiled model and cannot load it again where a processor
+        # computes; without that, torch's own cache spares most of the compilation.
+        "VLLM_USE_AOT_COMPILE": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(serve.threads or facts.cores),
     }

@@ -16,6 +16,7 @@ from deployer.recipe import Quantization
 BYTES_AT_16_BITS = 2
 _SCALE_BITS = 16
 _NF4_BITS = 4 + 32 / 64  # a 32-bit scale for each block of 64
+_MIXED_BITS = 6.0  # where a mix has no budget: known when it is chosen
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def bits_per_weight(quantization: Quantization) -> float:
         return 16.0
     scheme = str(quantization.scheme)
     if quantization.method == "gguf":
-        return nominal_bits(scheme)
+        mixed = quantization.mixed
+        return (mixed.budget_bpw or _MIXED_BITS) if mixed else nominal_bits(scheme)
     if quantization.method == "bitsandbytes":
         return _NF4_BITS if scheme == "nf4" else 8.0
     width = 4 if scheme == "w4a16" else 8

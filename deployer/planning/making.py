@@ -14,15 +14,16 @@ from deployer import __version__
 from deployer.artifacts import json_digest
 from deployer.engines import engine_named
 from deployer.planning.checks import check, check_shape, device, obstacles
+from deployer.planning.mixing import measured_types
 from deployer.planning.plan import Machine, Plan, PlannedStage, ResolvedSource, Texts
 from deployer.planning.serving import server_command
 from deployer.quantizers import choose_quantizer
-from deployer.recipe import Recipe, Vllm
+from deployer.recipe import Mixed, Recipe, Vllm
 from deployer.toolchains.specs import Host, spec_named
 
 STAGE_VERSIONS = {
-    "fetch": 2, "convert": 2, "calibration": 1, "imatrix": 1, "quantize": 1, "baseline": 1,
-    "evaluate": 1, "package": 1,
+    "fetch": 2, "convert": 2, "calibration": 1, "imatrix": 1, "sensitivity": 1, "quantize": 1,
+    "evaluate": 2, "package": 2,
 }  # fmt: skip
 """Raised when a stage's code changes what it makes."""
 CONVERSION_TYPE = "f16"
@@ -36,8 +37,8 @@ def make_plan(recipe: Recipe, source: ResolvedSource, machine: Machine, texts: T
     planner = _Planner(recipe, machine.host, where, texts)
     fetch = planner.fetch(source)
     baseline = planner.convert(fetch, source) if planner.converts(source) else fetch
-    weights = planner.quantize(baseline)
-    scores = planner.evaluate(baseline, weights, converted=baseline is not fetch)
+    weights = planner.quantize(baseline, source.model_name)
+    scores = planner.evaluate(baseline, weights, source)
     planner.package(weights, scores)
     argv, env = server_command(recipe, source.shape, where, machine.facts)
     return Plan(
@@ -115,22 +116,23 @@ class _Planner:
             {"type": CONVERSION_TYPE, "name": source.model_name},
         )
 
-    def quantize(self, source: PlannedStage) -> PlannedStage:
+    def quantize(self, source: PlannedStage, model_name: str) -> PlannedStage:
         """The stage that makes the weights smaller; `source` itself where none is needed."""
         wanted = self.recipe.quantization
         if wanted.method in ("none", "bitsandbytes"):
             return source
         choice = choose_quantizer(wanted, self.device)
         tool = choice.quantizer.tool
-        self.notes.append(f"{wanted.scheme} is made by {tool}: {choice.why}")
+        self.notes.append(f"{wanted.label} is made by {tool}: {choice.why}")
         settings: dict[str, Any] = {"scheme": wanted.scheme, "tool": tool}
+        calibration = self.calibration() if wanted.reads_calibration else ()
         inputs: tuple[PlannedStage, ...] = (source,)
         tuned = ""
         if wanted.imatrix:
-            inputs = (source, self.imatrix(source))
+            inputs = (source, self.imatrix(source, calibration))
             tuned = ", rounding errors weighed by the importance matrix"
         if wanted.calibrated:
-            inputs = (source, *self.calibration())
+            inputs = (source, *calibration)
             settings |= {
                 "method": wanted.method,
                 "device": self.device,
@@ -138,13 +140,46 @@ class _Planner:
                 **self._calibration_settings(),
             }
             tuned = f", tuned on {self._samples()}"
+        if wanted.mixed:
+            inputs = (*inputs, self.sensitivity(wanted.mixed, inputs, model_name))
+            aim = {"budget_bpw", "max_kl_divergence"}
+            settings["mixed"] = wanted.mixed.model_dump(mode="json", include=aim)
         return self.add(
             "quantize",
-            f"quantize to {wanted.method} {wanted.scheme} with {tool}{tuned}"
+            f"quantize to {wanted.method} {wanted.label} with {tool}{tuned}"
             if wanted.calibrated
-            else f"quantize to {wanted.scheme} with {tool}{tuned}",
+            else f"quantize to {wanted.label} with {tool}{tuned}",
             inputs,
             (choice.quantizer.toolchain(self.device),),
+            settings,
+        )
+
+    def sensitivity(
+        self, mixed: Mixed, inputs: tuple[PlannedStage, ...], model_name: str
+    ) -> PlannedStage:
+        """The stage that measures what rounding each part costs, in llama.cpp for every engine."""
+        model, *rest = inputs
+        if self.engine.format != "gguf":
+            model = self.add(
+                "gguf",
+                f"convert to an {CONVERSION_TYPE} GGUF, to measure on",
+                (model,),
+                ("convert",),
+                {"type": CONVERSION_TYPE, "name": model_name},
+                version_of="convert",
+            )
+        settings = measured_types(self.recipe.quantization) | {
+            "window": mixed.WINDOW,
+            "windows": mixed.windows,
+            "text": self.texts.calibration,
+            "evaluation_text": self.texts.evaluation,
+        }
+        over = f"{settings['windows']} x {settings['window']} tokens"
+        return self.add(
+            "sensitivity",
+            f"what rounding each part to {', '.join(settings['types'])} costs, over {over}",
+            (model, *rest),
+            ("llama-cpp",),
             settings,
         )
 
@@ -168,51 +203,57 @@ class _Planner:
         summary = f"get {pinned['file']} of the data set {pinned['dataset']}"
         return (self.add("calibration", summary, settings=pinned),)
 
-    def imatrix(self, source: PlannedStage) -> PlannedStage:
+    def imatrix(self, source: PlannedStage, calibration: tuple[PlannedStage, ...]) -> PlannedStage:
         return self.add(
             "imatrix",
             f"importance matrix from {self._samples()}",
-            (source, *self.calibration()),
+            (source, *calibration),
             ("llama-cpp-native",),
             self._calibration_settings(),
         )
 
     def evaluate(
-        self, baseline: PlannedStage, weights: PlannedStage, converted: bool
+        self, baseline: PlannedStage, weights: PlannedStage, source: ResolvedSource
     ) -> tuple[PlannedStage, ...]:
         """Score the weights and, where they differ from it, the 16-bit model on the same text.
 
-        Of a converted model the engine is also asked how it tokenizes and prompts.
+        Of a converted model the engine is also asked how it tokenizes and prompts. A 16-bit model's
+        distributions are kept for others to be compared with.
         """
         quality, wanted = self.recipe.quality, self.recipe.quantization
-        settings: dict[str, Any] = {"text": self.texts.evaluation, "tokens": quality.tokens}
-        if converted:
+        length, count = quality.rule
+        settings: dict[str, Any] = {
+            "text": self.texts.evaluation, "window": length, "windows": count,
+        }  # fmt: skip
+        if self.converts(source):
             settings["parity"] = True
         settings |= self._as_served()
         scoring = self.engine.scoring(self.device)
         as_loaded = {"load": wanted.scheme} if wanted.method == "bitsandbytes" else {}
-        tokens = f"{quality.tokens} tokens"
-        if converted:
-            tokens += "; tokenizer and chat template compared with the checkpoint's"
+        over = f"{count or 'all'} windows of {length:,} tokens"
+        if self.converts(source):
+            over += "; tokenizer and chat template compared with the checkpoint's"
+        keep = {} if source.quantized else {"keep": True}
         scored: list[PlannedStage] = []
         if baseline is not weights or as_loaded:
             scored.append(
                 self.add(
                     "baseline",
-                    f"perplexity of the 16-bit model over {tokens}",
+                    f"score the 16-bit model over {over}",
                     (baseline,),
                     (scoring.toolchain,),
-                    settings,
+                    {**settings, **keep},
                     version_of="evaluate",
                 )
             )
+            keep = {}
         scored.append(
             self.add(
                 "evaluate",
-                f"perplexity of the finished weights over {tokens}",
-                (weights,),
+                f"score the finished weights over {over}",
+                (weights, *scored),
                 (scoring.toolchain,),
-                {**settings, **as_loaded},
+                {**settings, **as_loaded, **keep},
             )
         )
         return tuple(scored)
@@ -229,11 +270,16 @@ class _Planner:
 
     def package(self, weights: PlannedStage, scores: tuple[PlannedStage, ...]) -> PlannedStage:
         quality = self.recipe.quality
-        compared = f" and <= {quality.max_perplexity_ratio:g} x the 16-bit model's"
+        limits = [f"perplexity <= {quality.max_perplexity:g}"]
+        if len(scores) > 1:
+            limits += [
+                f"<= {quality.max_perplexity_ratio:g} x the 16-bit model's",
+                f"KL divergence <= {quality.max_kl_divergence:g}",
+                f"top-1 agreement >= {quality.min_top1_agreement:g}",
+            ]
         return self.add(
             "package",
-            f"make the bundle if perplexity <= {quality.max_perplexity:g}"
-            + (compared if len(scores) > 1 else ""),
+            f"make the bundle if {', '.join(limits)}",
             (weights, *scores),
             (),
             {"recipe": self.recipe.model_dump(mode="json"), "deployer": __version__},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -29,7 +30,8 @@ class QuantizeJob:
     """One run of a quantizer.
 
     `source` and `target` are GGUF files for GGUF tools; for all others the folder of a 16-bit
-    checkpoint, and a folder to fill with the quantized one. `device` is cpu or cuda.
+    checkpoint, and a folder to fill with the quantized one. `device` is cpu or cuda. `types` gives
+    tensors of a GGUF file a type of their own: name -> llama.cpp's type.
     """
 
     quantization: Quantization
@@ -38,6 +40,7 @@ class QuantizeJob:
     device: str = "cpu"
     imatrix: Path | None = None
     calibration: CalibrationSet | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 class Quantizer(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from deployer.command import Command
 from deployer.quantizers.job import QuantizeJob
@@ -13,8 +14,10 @@ _FALLBACK = re.compile(
     r".*falling back to\s+(\w+)"
 )
 
-
 TOOLCHAIN = "llama-cpp-native"
+MIXED_BASE = "q8_0"
+"""The type of what a mix says nothing of, and the one its file is marked with."""
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 
 
 class LlamaQuantize:
@@ -23,15 +26,18 @@ class LlamaQuantize:
     merit = "it makes every llama.cpp type"
 
     def refusal(self, quantization: Quantization, device: str) -> str | None:
-        return None if quantization.scheme in GGUF_SCHEMES else "makes llama.cpp types only"
+        mixes = quantization.method == "gguf" and quantization.mixed is not None
+        known = mixes or quantization.scheme in GGUF_SCHEMES
+        return None if known else "makes llama.cpp types only"
 
     def toolchain(self, device: str) -> str:
         return TOOLCHAIN
 
     def command(self, job: QuantizeJob) -> Command:
         options = ("--imatrix", str(job.imatrix)) if job.imatrix else ()
-        scheme = str(job.quantization.scheme).upper()
-        arguments = (*options, str(job.source), str(job.target), scheme)
+        scheme = str(job.quantization.scheme or MIXED_BASE).upper()
+        types = _type_options(job.types)
+        arguments = (*options, *types, str(job.source), str(job.target), scheme)
         return Command(TOOLCHAIN, "llama-quantize", arguments)
 
     def substitutions(self, report: dict[str, object], log: str) -> list[dict[str, str]]:
@@ -45,3 +51,16 @@ class LlamaQuantize:
             }
             for tensor, width, wanted, used in _FALLBACK.findall(log)
         ]
+
+
+def _type_options(types: Mapping[str, str]) -> tuple[str, ...]:
+    """llama-quantize takes patterns that match anywhere in a name: each is tied to both ends."""
+    options: list[str] = []
+    for tensor, kind in types.items():
+        if tensor == _EMBEDDING:
+            options += ["--token-embedding-type", kind]
+        elif tensor == _OUTPUT:
+            options += ["--output-tensor-type", kind]
+        else:
+            options += ["--tensor-type", f"^{re.escape(tensor)}$={kind}"]
+    return tuple(options)

@@ -1,17 +1,29 @@
 """YAML -> frozen `Recipe`: `model` says what a recipe may hold, `reader` reads one."""
 
-from deployer.recipe.model import LoadTest, Quality, Recipe, Slo, Source, Target, json_schema
-from deployer.recipe.quantization import GGUF_SCHEMES, TOOLS, Calibration, Quantization
+from deployer.recipe.model import TEXTS, LoadTest, Recipe, Slo, Source, Target, json_schema
+from deployer.recipe.quality import PRESETS, Quality
+from deployer.recipe.quantization import (
+    DEFAULT_MIXED_TYPES,
+    GGUF_SCHEMES,
+    TOOLS,
+    Calibration,
+    Mixed,
+    Quantization,
+)
 from deployer.recipe.reader import override_recipe, read_recipe
 from deployer.recipe.serve import SERVERS, LoraAdapter, Serve, Vllm
 
 __all__ = [
+    "DEFAULT_MIXED_TYPES",
     "GGUF_SCHEMES",
+    "PRESETS",
     "SERVERS",
+    "TEXTS",
     "TOOLS",
     "Calibration",
     "LoadTest",
     "LoraAdapter",
+    "Mixed",
     "Quality",
     "Quantization",
     "Recipe",

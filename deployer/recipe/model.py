@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from deployer.recipe.quality import Quality
 from deployer.recipe.quantization import Calibration, Quantization
 from deployer.recipe.section import Millis, Repository, Revision, Section, Text
 from deployer.recipe.serve import SERVERS, Serve, Vllm
@@ -25,6 +26,8 @@ PATH_FIELDS = (
     ("serve", "api_key_file"),
 )
 """Fields that name a file or folder; relative ones are relative to the recipe."""
+TEXTS = ("en", "zh")
+"""Languages of the texts that ship; `calibration.text` and `quality.text` may name one."""
 
 
 class Source(Section):
@@ -68,21 +71,6 @@ class Target(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the engine computes; auto takes a GPU where there is one."
-    )
-
-
-class Quality(Section):
-    """The gate: a model beyond one of these limits is not packaged."""
-
-    text: Text | None = Field(None, description="A UTF-8 text file; default: the one that ships.")
-    tokens: Annotated[int, Field(ge=64, le=8192)] = Field(
-        256, description="Number of tokens of the text that are scored."
-    )
-    max_perplexity_ratio: Annotated[float, Field(gt=1.0, le=100.0)] = Field(
-        1.5, description="Limit of perplexity / perplexity of the 16-bit model, same text."
-    )
-    max_perplexity: Annotated[float, Field(gt=1.0, le=10_000.0)] = Field(
-        200.0, description="Limit of the perplexity itself; garbage is far above it."
     )
 
 

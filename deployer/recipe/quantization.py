@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,9 +49,44 @@ KNOBS: dict[str, dict[str, Any]] = {
     "none": {},
 }  # fmt: skip
 """Method -> the knobs it has, with their defaults."""
+MIXED_TYPES = (
+    "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "iq2_xs",
+    "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs",
+)  # fmt: skip
+"""llama.cpp's tensor types that a mix may be made of."""
+DEFAULT_MIXED_TYPES = ("q3_k", "iq4_nl", "q4_k", "q5_0", "q5_k", "q6_k", "q8_0")
 _ALL_SCHEMES = tuple(dict.fromkeys(name for names in SCHEMES.values() for name in names))
 _PER_CHANNEL = ("w8a8",)
 """Schemes with one scale per output channel, so without groups."""
+
+
+class Mixed(Section):
+    """Mixed precision: every part of the model gets its own type, by what rounding it costs."""
+
+    budget_bpw: Annotated[float, Field(gt=0.0, le=16.0)] | None = Field(
+        None, description="Bits a weight at most, all tensors counted; the best mix is chosen."
+    )
+    max_kl_divergence: Annotated[float, Field(gt=0.0, le=10.0)] | None = Field(
+        None,
+        description="Estimated KL divergence from the 16-bit model at most, in nats a token; the "
+        "smallest mix is chosen.",
+    )
+    types: Annotated[tuple[Literal[MIXED_TYPES], ...], Field(min_length=1)] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="gguf: the types a part may get; default: "
+        + ", ".join(DEFAULT_MIXED_TYPES)
+        + ", those that fit its width. awq, gptq: the scheme, or 16 bits.",
+    )
+    WINDOW: ClassVar[int] = 256
+    windows: Positive = Field(
+        1, description="Windows of 256 tokens of the calibration text that are measured on."
+    )
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Mixed:
+        if (self.budget_bpw is None) == (self.max_kl_divergence is None):
+            raise ValueError("give one of budget_bpw and max_kl_divergence")
+        return self
 
 
 class Quantization(Section):
@@ -110,6 +145,12 @@ class Quantization(Section):
         "for models that do not fit it.",
     )
 
+    mixed: Mixed | None = Field(
+        None,
+        description="gguf, awq, gptq: measure how sensitive each part of the model is, and choose "
+        "its type by that. gguf: leave scheme out.",
+    )
+
     @model_validator(mode="after")
     def _complete(self) -> Quantization:
         """Fill in the scheme that awq and gptq make unless told otherwise; then look at it all."""
@@ -128,6 +169,8 @@ class Quantization(Section):
             if value not in (None, "auto", *table[self.method])
         ]
         knobs = dict.fromkeys(knob for table in KNOBS.values() for knob in table)
+        if self.mixed and self.method not in ("gguf", "awq", "gptq"):
+            problems.append(f"method {self.method} has no mixed")
         foreign = [k for k in knobs if k not in KNOBS[self.method] and getattr(self, k)]
         if foreign:
             problems.append(f"method {self.method} has no {', '.join(foreign)}")
@@ -140,7 +183,7 @@ class Quantization(Section):
             return ["scheme is missing: nf4 or int8"]
         if self.method == "gguf":
             return self._of_gguf()
-        problems = []
+        problems = self._of_mixed()
         if self.group_size == 0:
             problems.append("group_size is a number of channels, or -1 for a whole row")
         if self.scheme in _PER_CHANNEL and self.group_size not in (None, -1):
@@ -155,7 +198,22 @@ class Quantization(Section):
             problems.append("auto-gptq makes w4a16 and w8a16; llm-compressor makes w8a8")
         return problems
 
+    def _of_mixed(self) -> list[str]:
+        """What a mix of checkpoint weights, some quantized and some not, cannot be."""
+        if self.mixed is None:
+            return []
+        problems = []
+        if self.mixed.types:
+            problems.append(f"mixed.types belongs to gguf; {self.method} mixes scheme and 16 bits")
+        if self.scheme in _PER_CHANNEL:
+            problems.append(f"mixed measures weights alone, and {self.scheme} rounds activations")
+        if self.tool not in ("auto", "llm-compressor"):
+            problems.append("mixed needs tool: llm-compressor")
+        return problems
+
     def _of_gguf(self) -> list[str]:
+        if self.mixed:
+            return self._of_mixed_gguf()
         if self.scheme is None:
             return ["scheme is missing, for example q4_0"]
         if self.imatrix and self.tool == "gguf":
@@ -166,10 +224,28 @@ class Quantization(Section):
             return [f"{self.scheme} needs an importance matrix: set imatrix: true"]
         return []
 
+    def _of_mixed_gguf(self) -> list[str]:
+        problems = []
+        if self.scheme is not None:
+            problems.append("mixed chooses the types: leave scheme out")
+        if self.tool == "gguf":
+            problems.append("mixed needs tool: llama-quantize")
+        return problems
+
+    @property
+    def label(self) -> str:
+        """The scheme in words."""
+        return f"{self.scheme or ''} mixed".strip() if self.mixed else str(self.scheme)
+
     @property
     def calibrated(self) -> bool:
         """Whether it is tuned on the calibration set (an importance matrix is its own stage)."""
         return self.method in ("awq", "gptq")
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether a build of it reads the calibration set at all."""
+        return self.calibrated or self.imatrix or self.mixed is not None
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -194,7 +270,9 @@ def _named(what: str, choices: tuple[str, ...]) -> str:
 class Calibration(Section):
     """The calibration set, on which quantization is tuned; never the evaluation text."""
 
-    text: Text | None = Field(None, description="A UTF-8 text file; default: the one that ships.")
+    text: Text | None = Field(
+        None, description="A UTF-8 text file, or en or zh: a text that ships; default: en."
+    )
     chats: Text | None = Field(
         None,
         description="A JSONL file, one conversation a line: {messages: [{role, content}]}; the "

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from deployer.errors import Problem, RecipeError, UsageError
-from deployer.recipe.model import PATH_FIELDS, SOURCES, Recipe
+from deployer.recipe.model import PATH_FIELDS, SOURCES, TEXTS, Recipe
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
@@ -222,7 +222,7 @@ def _make_paths_absolute(data: dict[str, Any], base: Path) -> None:
     for section, name in PATH_FIELDS:
         values = data.get(section)
         if isinstance(values, dict) and isinstance(values.get(name), str) and values[name]:
-            values[name] = _absolute(values[name], base)
+            values[name] = _located((section, name), values[name], base)
     for adapter in _adapters(data):
         adapter["path"] = _absolute(adapter["path"], base)
 
@@ -234,6 +234,15 @@ def _adapters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         found = found.get(key) if isinstance(found, dict) else None
     entries = found if isinstance(found, list) else []
     return [e for e in entries if isinstance(e, dict) and isinstance(e.get("path"), str)]
+
+
+def _located(at: tuple[str, ...], value: str, base: Path) -> str:
+    """The absolute path of a field, or the name of a text that ships as it is."""
+    return value if _ships(at, value) else _absolute(value, base)
+
+
+def _ships(at: tuple[str, ...], value: str) -> bool:
+    return at[-1] == "text" and value in TEXTS
 
 
 def _absolute(value: str, base: Path) -> str:
@@ -254,7 +263,7 @@ def _apply(document: _Document, override: str) -> None:
         )
     value = _override_value(text)
     if keys in PATH_FIELDS and isinstance(value, str):
-        value = _absolute(value, Path.cwd())
+        value = _located(keys, value, Path.cwd())
     section = document.data
     for key in keys[:-1]:
         if not isinstance(section.get(key), dict):
@@ -354,7 +363,7 @@ def _missing_files(document: _Document, sections: Sequence[str]) -> list[Problem
         section, name = at
         values = document.data.get(section) if section in sections else None
         value = values.get(name) if isinstance(values, dict) else None
-        if not isinstance(value, str) or not value or "\x00" in value:
+        if not isinstance(value, str) or not value or "\x00" in value or _ships(at, value):
             continue
         is_folder = at == ("source", "path")
         if not _exists(Path(value), is_folder):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deployer import __version__
-from deployer.artifacts import FOLDER, MANIFEST, Manifest, json_digest, list_files
+from deployer.artifacts import (
+    FOLDER,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    file_digest,
+    json_digest,
+    list_files,
+)
 from deployer.durable import write_atomically
 from deployer.planning import Plan
 from deployer.stages.weights import GGUF
@@ -24,11 +32,13 @@ def run(
     records: Mapping[str, Any],
     tools: Mapping[str, str],
     folder: Path,
+    digest: Callable[[Path], str] = file_digest,
 ) -> Mapping[str, Any]:
     """Fill `folder` with a bundle. `records`: source, weights, quantization, quality, parity.
 
     `weights` is a GGUF file, which gets its tokenizer's files from the source `checkpoint` where
     there is one, or the folder of a checkpoint, which has all it needs but perhaps the licence.
+    `digest` gives the SHA-256 of a file.
     """
     if weights.is_file():
         link_or_copy(weights, folder / GGUF)
@@ -40,7 +50,7 @@ def run(
             if not (folder / path.name).exists():
                 link_or_copy(path, folder / path.name)
     write_atomically(folder / "README.md", _readme(plan, records))
-    manifest = _manifest(plan, records, tools, folder)
+    manifest = _manifest(plan, records, tools, folder, list_files(folder, digest))
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1))
     return {
         "digest": manifest.digest,
@@ -51,10 +61,13 @@ def run(
 
 
 def _manifest(
-    plan: Plan, records: Mapping[str, Any], tools: Mapping[str, str], folder: Path
+    plan: Plan,
+    records: Mapping[str, Any],
+    tools: Mapping[str, str],
+    folder: Path,
+    files: tuple[FileEntry, ...],
 ) -> Manifest:
     recipe = plan.recipe
-    files = list_files(folder)
     weights = records["weights"]
     draft = Manifest(
         name=recipe.name,

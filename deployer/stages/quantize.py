@@ -35,7 +35,7 @@ def run(job: QuantizeJob, evaluation_text: Path, context: StageContext) -> Mappi
     before = describe(job.source)
     require_space(job.target.parent, before["tensor_bytes"], "quantizing")
     context.toolchain(quantizer.toolchain(job.device))
-    with context.progress.step(f"quantize to {wanted.scheme} with {quantizer.tool}") as step:
+    with context.progress.step(f"quantize to {wanted.label} with {quantizer.tool}") as step:
         report, log = context.run(quantizer.command(job), step)
     info = describe(job.target, before["parameters"])
     parity: dict[str, Any] = {}

@@ -31,12 +31,16 @@ UINT32 = 4
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor; `shape` is in GGUF's order, the row width first. `data` maps the file."""
+    """One tensor; `shape` is in GGUF's order, the row width first.
+
+    `data` maps the file; it begins there at byte `offset`.
+    """
 
     name: str
     shape: tuple
     kind: GGMLQuantizationType
     data: memoryview
+    offset: int
 
     @property
     def width(self):
@@ -164,7 +168,7 @@ class GGUFFile:
         start, end = base + offset, base + offset + nbytes
         if end > len(self._bytes):
             raise self._bad(f"tensor {name} ends at byte {end}, the file at {len(self._bytes)}")
-        return Tensor(name, shape, kind, self._bytes[start:end])
+        return Tensor(name, shape, kind, self._bytes[start:end], start)
 
 
 def stored_bytes(shape, kind):

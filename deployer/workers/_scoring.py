@@ -1,40 +1,92 @@
-"""What scoring a text is in every engine: which token ids are scored, and how that is reported."""
+"""What scoring a text is in every engine: which token ids are scored, and how that is reported.
+
+Windows do not overlap. Each is BOS and `window` - 1 tokens of the text, all of which are scored;
+without BOS it is `window` tokens, of which the first is not scored. So a window has `window` - 1
+scored tokens either way. What remains of the text after the last whole window is left out.
+"""
 
 import hashlib
 import json
 import math
 
-from _protocol import WorkerError
+from _distributions import Distributions
+from _protocol import WorkerError, progress
 
 SAMPLE_TOKENS = 24
 SAMPLE_PROMPT = "The capital of France is"
 CHARACTERS_PER_TOKEN = 32
 
 
-def chosen_ids(request, encode, begin):
-    """(prefix, ids): the BOS token that stands before the text or nothing, and the text's front.
+class Windows:
+    """The token ids of a request's text, cut into windows.
 
-    `encode` gives a text's ids without special tokens, `begin` is the model's BOS or None. With a
-    prefix every id is scored, without one all but the first.
+    `encode` gives a text's ids without special tokens, `begin` is the model's BOS or None. The
+    request's `windows` is how many are scored at most, None for all that are whole.
     """
-    prefix = _prefix(request.get("bos"), begin)
-    wanted = int(request["tokens"]) + (0 if prefix else 1)
-    ids = (request.get("ids") or _front(encode, request["text"], wanted))[:wanted]
-    if len(ids) <= (0 if prefix else 1):
-        raise WorkerError("the text to score has no tokens", "Give a longer text.")
-    return prefix, ids
+
+    def __init__(self, request, encode, begin):
+        self.prefix = _prefix(request.get("bos"), begin)
+        self.window = int(request["window"])
+        share = self.window - len(self.prefix)  # of the text's tokens
+        wanted = request.get("windows")
+        ids = request.get("ids") or _front(encode, request["text"], share, wanted)
+        count = len(ids) // share
+        self.count = count if wanted is None else min(count, int(wanted))
+        if not self.count:
+            raise WorkerError(
+                f"the text to score has {len(ids)} tokens, less than a window of {self.window}",
+                "Give a longer quality.text, or lower quality.window.",
+            )
+        self.ids = ids[: self.count * share]
+        self.ids_sha256 = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
+
+    def __iter__(self):
+        """Each window's ids, BOS included."""
+        share = self.window - len(self.prefix)
+        for start in range(0, len(self.ids), share):
+            yield self.prefix + self.ids[start : start + share]
+
+    @property
+    def tokens(self):
+        """How many tokens are scored."""
+        return self.count * (self.window - 1)
 
 
-def report(prefix, ids, nll, top1):
-    """The part of the response that follows from the scores."""
+def score(windows, logits, request):
+    """The part of the response that follows from the scores.
+
+    `logits` is asked with a window's ids and yields (logits, hidden) of its positions in order, as
+    float32 arrays [rows, vocabulary] and [rows, width] (or None); what it says behind the last
+    token is not looked at. The request's `keep` and `reference` are folders, see _distributions.
+    """
+    said = Distributions(windows.ids_sha256, request.get("keep"), request.get("reference"))
+    for number, ids in enumerate(windows):
+        progress(number * (windows.window - 1), windows.tokens, "scoring")
+        position = 1
+        for rows, hidden in logits(ids):
+            targets = ids[position : position + len(rows)]
+            taken = None if hidden is None else hidden[: len(targets)]
+            said.add(rows[: len(targets)], taken, targets)
+            position += len(targets)
+            progress(number * (windows.window - 1) + position - 1, windows.tokens)
+    said.finish()
+    return report(windows, said.nll, said.top1, said.kld, said.cosine)
+
+
+def report(windows, nll, top1, kld=None, cosine=None):
+    """The part of the response that follows from one value for each scored token."""
     return {
-        "ids": ids,
-        "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        "bos": bool(prefix),
+        "ids": windows.ids,
+        "ids_sha256": windows.ids_sha256,
+        "bos": bool(windows.prefix),
+        "window": windows.window,
+        "windows": windows.count,
+        "tokens": len(nll),
         "nll": nll,
         "top1": top1,
+        "kld": kld,
+        "cosine": cosine,
         "perplexity": math.exp(min(math.fsum(nll) / len(nll), 700.0)),
-        "tokens": len(nll),
     }
 
 
@@ -46,7 +98,10 @@ def _prefix(bos, begin):
     return [] if begin is None else [begin]
 
 
-def _front(encode, text, wanted):
-    """The first `wanted` token ids; a long text is cut first, generously."""
-    ids = encode(text[: wanted * CHARACTERS_PER_TOKEN])
-    return ids if len(ids) >= wanted else encode(text)
+def _front(encode, text, share, wanted):
+    """The ids of `wanted` windows' shares of the text, of all of it where that is None."""
+    if wanted is None:
+        return encode(text)
+    needed = share * int(wanted)
+    ids = encode(text[: needed * CHARACTERS_PER_TOKEN])  # a long text is cut first, generously
+    return ids if len(ids) >= needed else encode(text)

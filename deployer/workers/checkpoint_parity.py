@@ -2,7 +2,7 @@
 
 Request: {checkpoint, strings: [text], messages: [{role, content}]}. Response: {ids: [[id]],
 rendered: text | null, rendered_ids: [id] | null, bos, eos, vocab_size}. Ids are without special
-tokens at the ends; special tokens within a string are recognized. `gguf_parity` answers the same
+tokens at the ends; special tokens within a string are recognized. `_gguf_parity` answers the same
 for the converted file, and the two must be equal.
 """
 

@@ -1,15 +1,14 @@
 """Score a text with a checkpoint, token by token, in vLLM.
 
-Request: {model, text | ids, tokens, bos?, dtype?, load?, tensor_parallel?, pipeline_parallel?,
-sample_prompt?}. `model` is a checkpoint's folder. `tokens` is the number of tokens to score, from
-the front of the text; `bos`: start with BOS (null: where the tokenizer has one). Without BOS the
-first token of the text cannot be scored, and one more is taken. `dtype` is vLLM's; `load`: nf4 or
-int8, quantized by bitsandbytes while loading. Response: {ids, ids_sha256, bos, nll, top1,
-perplexity, tokens, seconds, load_seconds, sample, engine_version}. nll[i] is -ln p(token | all
-before it) in nats; top1[i] is the id the model would have chosen there; `tokens` is less than asked
-only where the text is too short.
+Request: {model, text | ids, window, windows?, bos?, dtype?, load?, tensor_parallel?,
+pipeline_parallel?, keep?, reference?, sample_prompt?, strings?, messages?}. `model` is a
+checkpoint's folder; `window` and `windows`: see _scoring; `bos`: start with BOS (null: where the
+tokenizer has one); `dtype` is vLLM's; `load`: nf4 or int8, quantized by bitsandbytes while loading;
+`keep` and `reference`: folders, see _distributions. The response is that of score_llama_cpp.
 
-One window: everything is scored behind one prompt, which must fit into the model's context.
+The logits are taken from the model while it computes the log-probabilities of a prompt, in this
+process. A model that is split over several GPUs computes in other processes: of that one only the
+losses and first choices are known, nothing is kept, and kld and cosine are null.
 """
 
 import json
@@ -21,17 +20,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import checkpoint_parity
 from _protocol import WorkerError, finite, progress, run
-from _scoring import SAMPLE_PROMPT, SAMPLE_TOKENS, chosen_ids, report
+from _scoring import SAMPLE_PROMPT, SAMPLE_TOKENS, Windows, report, score
 
 STEP_TOKENS = 512
 """Positions computed at once: each has a logit for every word of the vocabulary."""
+TOLERANCE = 0.005
+"""Nats that vLLM's own loss of a token may differ from that of the logits taken."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    # In this process, which saves two processes that would each import everything again.
+    # In this process, where the logits can be taken; two processes less that import everything.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # The one that runs on both devices; the newer one computes another number of rows.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # vLLM compiles the function that ranks log-probabilities, even when the model is not compiled.
     "TORCH_COMPILE_DISABLE": "1",
@@ -43,33 +47,30 @@ def main(request):
     os.environ.update(ENVIRONMENT)
     folder = Path(request["model"])
     config = _config(folder)
-    limit = config.get("max_position_embeddings")
     progress(note="loading the tokenizer")
+    parity = _parity(request)
     tokenizer = _tokenizer(folder)
-    prefix, ids = chosen_ids(request, lambda text: _encode(tokenizer, text), tokenizer.bos_token_id)
-    prompt = prefix + ids
-    sample_ids = prefix + _encode(tokenizer, request.get("sample_prompt") or SAMPLE_PROMPT)
-    length = max(len(prompt) + 1, len(sample_ids) + SAMPLE_TOKENS)
-    if limit and length > limit:
-        raise WorkerError(
-            f"scoring {int(request['tokens'])} tokens needs a context of {length}; the model has "
-            f"{limit}",
-            f"Set quality.tokens to {limit - length + int(request['tokens'])} or less.",
-        )
+    windows = Windows(request, lambda text: _encode(tokenizer, text), tokenizer.bos_token_id)
+    sample_ids = windows.prefix + _encode(tokenizer, request.get("sample_prompt") or SAMPLE_PROMPT)
+    length = max(windows.window + 1, len(sample_ids) + SAMPLE_TOKENS)
+    _check_length(windows.window, length, config.get("max_position_embeddings"))
     progress(note="loading the model")
     started = time.monotonic()
-    engine = _load(request, config, length)
+    engine = _load(request, config, length, windows.window)
     load_seconds = time.monotonic() - started
-    progress(note="scoring")
     started = time.monotonic()
-    nll, top1 = _score(engine, prompt)
+    if _is_split(request):
+        scores = _split_scores(engine, windows)
+    else:
+        scores = _scores(engine, windows, request)
     seconds = time.monotonic() - started
     return {
-        **report(prefix, ids, nll, top1),
+        **scores,
         "seconds": seconds,
         "load_seconds": load_seconds,
         "sample": _sample(engine, tokenizer, sample_ids),
         "engine_version": _version(),
+        "parity": parity,
     }
 
 
@@ -80,6 +81,14 @@ def _config(folder):
     except (OSError, ValueError) as error:
         raise WorkerError(f"{folder.name} has no readable config.json: {error}") from error
     return config.get("text_config", config)
+
+
+def _parity(request):
+    """The answer to the parity question, where one is asked, by the checkpoint's tokenizer."""
+    if "strings" not in request:
+        return None
+    question = {name: request[name] for name in ("strings", "messages")}
+    return checkpoint_parity.main({"checkpoint": request["model"], **question})
 
 
 def _tokenizer(folder):
@@ -98,7 +107,27 @@ def _encode(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def _load(request, config, length):
+def _check_length(window, length, limit):
+    if limit and length > limit:
+        raise WorkerError(
+            f"a window of {window} tokens needs a context of {length}; the model has {limit}",
+            f"Set quality.window to {limit - length + window} or less.",
+        )
+
+
+def _is_split(request):
+    return max(request.get("tensor_parallel", 1), request.get("pipeline_parallel", 1)) > 1
+
+
+def _step_tokens(window):
+    """Positions computed at once, so that no step has a single row that is to be scored.
+
+    Of one row are also the logits that the next token is drawn from, once a step.
+    """
+    return next((n for n in range(STEP_TOKENS, 1, -1) if (window - 1) % n != 1), STEP_TOKENS)
+
+
+def _load(request, config, length, window):
     """vLLM with the model, for one prompt of `length` tokens at a time."""
     from vllm import LLM
     from vllm.platforms import current_platform
@@ -110,7 +139,7 @@ def _load(request, config, length):
         "max_num_seqs": 1,
         "tensor_parallel_size": request.get("tensor_parallel", 1),
         "pipeline_parallel_size": request.get("pipeline_parallel", 1),
-        "max_num_batched_tokens": STEP_TOKENS,
+        "max_num_batched_tokens": _step_tokens(window),
         "enable_prefix_caching": False,
         "enforce_eager": True,
         "disable_log_stats": True,
@@ -147,14 +176,81 @@ def _last_line(error):
     return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
 
 
-def _score(engine, prompt):
-    """(-ln p of every token of the prompt but the first, the model's first choice there)."""
+class _Capture:
+    """Takes the logits and the last hidden states of prompts out of the running model.
+
+    `own_nll` are the losses of all prompts so far by vLLM's own reckoning.
+    """
+
+    def __init__(self, engine):
+        self._engine = engine
+        self._taken = []
+        self.own_nll = []
+        engine.apply_model(self._wrap)
+
+    def _wrap(self, model):
+        compute = model.compute_logits
+
+        def compute_and_take(hidden):
+            logits = compute(hidden)
+            if len(hidden) > 1:  # one row is what the next token is drawn from
+                self._taken.append((logits.cpu(), hidden.cpu()))
+            return logits
+
+        model.compute_logits = compute_and_take
+
+    def window(self, ids):
+        """Yield (logits, hidden) of the positions of a window, in order, as float32 arrays."""
+        self._taken.clear()
+        losses, _ = _ask(self._engine, ids)
+        self.own_nll += losses
+        rows = sum(len(logits) for logits, _ in self._taken)
+        if rows != len(ids) - 1:
+            raise WorkerError(
+                f"vLLM computed {rows} rows of logits for a window of {len(ids)} tokens",
+                "Use the release that the toolchain locks, and a window of at least 3 tokens.",
+            )
+        for logits, hidden in self._taken:
+            yield logits.float().numpy(), hidden.float().numpy()
+
+    def check(self, losses):
+        """Raise WorkerError unless the losses of the logits taken are vLLM's own."""
+        pairs = zip(losses, self.own_nll, strict=True)
+        worst = max(abs(ours - own) / max(1.0, own) for ours, own in pairs)
+        if worst > TOLERANCE:
+            raise WorkerError(
+                f"the logits taken from vLLM differ from its own losses by {worst:.4f} nats",
+                "Use the release that the toolchain locks.",
+            )
+
+
+def _scores(engine, windows, request):
+    capture = _Capture(engine)
+    scores = score(windows, capture.window, request)
+    capture.check(scores["nll"])
+    return scores
+
+
+def _split_scores(engine, windows):
+    """The losses and first choices that vLLM tells of a model in several processes."""
+    progress(note="the model is split: no distributions, only the losses of its tokens")
+    nll, top1 = [], []
+    for ids in windows:
+        progress(len(nll), windows.tokens, "scoring")
+        losses, choices = _ask(engine, ids)
+        nll += losses
+        top1 += choices
+    return report(windows, nll, top1)
+
+
+def _ask(engine, ids):
+    """(-ln p of every token of a prompt but the first, the model's first choice there)."""
     from vllm import SamplingParams
 
     settings = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
-    (output,) = engine.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)
+    (output,) = engine.generate([{"prompt_token_ids": ids}], settings, use_tqdm=False)
     nll, top1 = [], []
-    for position, token in enumerate(prompt[1:], start=1):
+    for position, token in enumerate(ids[1:], start=1):
         entries = output.prompt_logprobs[position]
         what = f"the log-probability at position {position}"
         nll.append(-finite(entries[token].logprob, what))

@@ -22,7 +22,7 @@ from deployer.planning import (
     fetch_key,
     make_plan,
 )
-from deployer.recipe import Recipe, read_recipe
+from deployer.recipe import TEXTS, Recipe, read_recipe
 from deployer.serving.facts import find_facts
 from deployer.stages import calibration, fetch
 from deployer.stages.weights import CHECKPOINT, shape_in
@@ -69,9 +69,7 @@ def _digests(recipe: Recipe) -> Texts:
     """The digests of the texts a build reads; those it does not read are not asked for."""
     evaluation = file_digest(evaluation_text(recipe))
     wanted = recipe.quantization
-    pinned = (
-        calibration.resolve(recipe.calibration) if wanted.imatrix or wanted.calibrated else None
-    )
+    pinned = calibration.resolve(recipe.calibration) if wanted.reads_calibration else None
     if pinned:
         return Texts(evaluation, json_digest(pinned), pinned)
     return Texts(evaluation, file_digest(calibration_file(recipe)))
@@ -79,10 +77,17 @@ def _digests(recipe: Recipe) -> Texts:
 
 def evaluation_text(recipe: Recipe) -> Path:
     """The text that quality is measured on: the recipe's, or the one that ships."""
-    return Path(recipe.quality.text or EVALUATION_TEXT)
+    return _text("evaluation", recipe.quality.text)
 
 
 def calibration_file(recipe: Recipe) -> Path:
     """The calibration set's file, where it is no data set of a hub."""
     chosen = recipe.calibration
-    return Path(chosen.chats or chosen.text or CALIBRATION_TEXT)
+    return Path(chosen.chats) if chosen.chats else _text("calibration", chosen.text)
+
+
+def _text(purpose: str, chosen: str | None) -> Path:
+    """A recipe's text: the file it names, or the one that ships in a language (English)."""
+    if chosen is None or chosen in TEXTS:
+        return DATA / f"{purpose}-{chosen or 'en'}.txt"
+    return Path(chosen)

@@ -23,7 +23,9 @@ from typing import Any
 
 import builds
 import part_llama_cpp
+import part_mixed
 import part_quantizers
+import part_scoring
 import part_vllm
 from commands import TOOLCHAIN_TIMEOUT, BenchError, deployer
 from figures import QUIET, Line, say
@@ -36,6 +38,8 @@ PARTS: dict[str, ModuleType] = {
     "llama.cpp": part_llama_cpp,
     "vllm": part_vllm,
     "quantizers": part_quantizers,
+    "scoring": part_scoring,
+    "mixed": part_mixed,
 }
 """In the order in which they run: the first one empties the store before every build."""
 
@@ -103,7 +107,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("part", nargs="?", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every llama.cpp server (3)")
     parser.add_argument("--builds", type=int, default=2, help="builds each way (2)")
-    parser.add_argument("--turns", type=int, default=3, help="turns of either vLLM server (3)")
+    parser.add_argument(
+        "--turns", type=int, default=3, help="turns of either vLLM server, of scoring (3)"
+    )
     parser.add_argument("--quantizations", type=int, default=1, help="of each kind, each way (1)")
     parser.add_argument("--tokens", type=int, default=64, help="output tokens a request (64)")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16],

@@ -65,6 +65,15 @@ class HandMade:
 
     def run(self) -> dict[str, float]:
         """Seconds of each step; the steps of "checks" are not part of a hand-made build."""
+        _, f16, quantized = self.make()
+        kept = str(self.folder / "reference")
+        self._work("score 16-bit", "llama-cpp", "score_llama_cpp", self._scoring(f16, keep=kept))
+        self._work("score quantized", "llama-cpp", "score_llama_cpp",
+                   self._scoring(quantized, reference=kept))  # fmt: skip
+        return self.steps
+
+    def make(self) -> tuple[Path, Path, Path]:
+        """The model as a 16-bit checkpoint, as 16-bit GGUF, and quantized."""
         checkpoint, f16, quantized = (
             self.folder / "checkpoint", self.folder / "f16.gguf", self.folder / "model.gguf",
         )  # fmt: skip
@@ -73,10 +82,7 @@ class HandMade:
                    {"gguf": str(source), "out_dir": str(checkpoint)})  # fmt: skip
         self._convert(checkpoint, f16)
         self._quantize(f16, quantized)
-        for name, model in (("score 16-bit", f16), ("score quantized", quantized)):
-            self._work(name, "llama-cpp", "score_llama_cpp",
-                       self._scoring(model, self.recipe.quality.tokens))  # fmt: skip
-        return self.steps
+        return checkpoint, f16, quantized
 
     def run_checks(self) -> dict[str, float]:
         """Seconds of the checks that deployer adds, on the files that `run` made."""
@@ -85,14 +91,15 @@ class HandMade:
         self._work("scan f16.gguf", "llama-cpp", "scan_weights", {"path": str(f16)})
         self._work("parity before", "convert", "checkpoint_parity",
                    {"checkpoint": str(checkpoint), **QUESTION})  # fmt: skip
-        # deployer asks the engine while it scores; alone it takes a start and one scored token.
+        # deployer asks the engine while it scores; alone it takes a start and a short window.
         self._work("parity after", "llama-cpp", "score_llama_cpp",
-                   {**self._scoring(f16, 1), **QUESTION})  # fmt: skip
+                   {**self._scoring(f16), "window": 64, "windows": 1, **QUESTION})  # fmt: skip
         return self.steps
 
-    def _scoring(self, model: Path, tokens: int) -> dict[str, Any]:
+    def _scoring(self, model: Path, **folders: str) -> dict[str, Any]:
         text = EVALUATION_TEXT.read_text(encoding="utf-8")
-        return {"model": str(model), "text": text, "tokens": tokens}
+        window, windows = self.recipe.quality.rule
+        return {"model": str(model), "text": text, "window": window, "windows": windows, **folders}
 
     def _fetch(self) -> Path:
         package = self.folder / "package"
@@ -143,10 +150,9 @@ def by_hand(
         return made.run(), made.run_checks() if with_checks else {}
 
 
-def forget(home: Home, *stages: str) -> None:
-    """Delete all bundles, and the outputs of some stages, or of all."""
-    chosen = [home.store / stage for stage in stages] or [home.store]
-    for folder in (*chosen, home.bundles):
+def forget(home: Home, stage: str | None = None, bundle: str | None = None) -> None:
+    """Delete the outputs of one stage and one bundle, or all there are of either."""
+    for folder in (home.store / (stage or ""), home.bundles / (bundle or "")):
         shutil.rmtree(folder, ignore_errors=True)
 
 

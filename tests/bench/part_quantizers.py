@@ -22,6 +22,7 @@ from figures import QUIET, Line, say, wait_for_quiet
 
 from deployer.artifacts import Bundle
 from deployer.home import Home
+from deployer.recipe import read_recipe
 from deployer.toolchains.worker import worker_environment
 from deployer.workflow.planned import CALIBRATION_TEXT
 
@@ -49,6 +50,7 @@ class Contest:
             f"calibration.samples={self.samples}", f"calibration.length={self.length}",
             f"quantization.group_size={GROUP_SIZE}", f"quantization.tool={self.toolchain}",
             *part_vllm.LENIENT, "quality.max_perplexity_ratio=100",
+            "quality.max_kl_divergence=100", "quality.min_top1_agreement=0",
         )  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def by_hand(contest: Contest, checkpoint: Path, home: Home) -> float:
 
 def by_deployer(contest: Contest, home: Home) -> float:
     """Seconds of the quantize stage of a build, whose other stages may be there already."""
-    builds.forget(home, "quantize")
+    builds.forget(home, "quantize", read_recipe(RECIPES / contest.recipe).name)
     options = [part for setting in contest.settings for part in ("--set", setting)]
     document, _ = deployer("build", str(RECIPES / contest.recipe), *options, home=home.root)
     (stage,) = (stage for stage in document["stages"] if stage["name"] == "quantize")

@@ -55,13 +55,15 @@ def quantized(demo_f16, work, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scores(demo_f16, demo_gguf, quantized, work):
-    """Scores of the same text: the package's file, f16, q8_0 and q4_0."""
-    files = {"origin": demo_gguf, "f16": demo_f16}
-    files |= {scheme: path for scheme, (path, _) in quantized.items()}
-    return {
+def scores(demo_f16, demo_gguf, quantized, work, tmp_path_factory):
+    """Scores of the same text: f16, and against it the package's file, q8_0 and q4_0."""
+    kept = str(tmp_path_factory.mktemp("reference"))
+    request = {"text": TEXT, "window": TOKENS + 1, "windows": 1}
+    f16 = work("llama-cpp", "score_llama_cpp", {"model": str(demo_f16), **request, "keep": kept})
+    files = {"origin": demo_gguf} | {scheme: path for scheme, (path, _) in quantized.items()}
+    return {"f16": f16} | {
         name: work(
-            "llama-cpp", "score_llama_cpp", {"model": str(path), "text": TEXT, "tokens": TOKENS}
+            "llama-cpp", "score_llama_cpp", {"model": str(path), **request, "reference": kept}
         )
         for name, path in files.items()
     }
@@ -142,7 +144,7 @@ def test_tokens_and_template_are_the_same_before_and_after(
     after, origin = (
         work(
             "llama-cpp", "score_llama_cpp",
-            {"model": str(path), "text": TEXT, "tokens": 1, **question},
+            {"model": str(path), "text": TEXT, "window": 8, "windows": 1, **question},
         )["parity"]
         for path in (demo_f16, demo_gguf)
     )  # fmt: skip
@@ -171,11 +173,30 @@ def test_perplexity_ranks_the_files_as_their_bits(scores):
     assert "Paris" in scores["f16"]["sample"]
 
 
+def test_divergence_ranks_the_files_as_their_bits(scores):
+    mean = {name: sum(score["kld"] or [0.0]) / TOKENS for name, score in scores.items()}
+    assert 0.0 < mean["origin"] < 0.02
+    assert 0.0 < mean["q8_0"] < 0.02
+    assert 0.05 < mean["q4_0"] < 1.0
+    same = [a == b for a, b in zip(scores["f16"]["top1"], scores["q8_0"]["top1"], strict=True)]
+    assert sum(same) / TOKENS > 0.9
+    assert min(scores["q8_0"]["cosine"]) > 0.99 > min(scores["q4_0"]["cosine"]) > 0.5
+
+
 def test_scoring_takes_ids_and_counts_without_bos(demo_f16, scores, work):
     ids = scores["f16"]["ids"][:9]
-    request = {"model": str(demo_f16), "ids": ids, "tokens": 8, "bos": False}
+    request = {"model": str(demo_f16), "ids": ids, "window": 9, "bos": False}
     plain = work("llama-cpp", "score_llama_cpp", request)
     assert (plain["tokens"], plain["ids"], plain["bos"]) == (8, ids, False)
+
+
+def test_windows_do_not_see_each_other(demo_f16, scores, work):
+    ids = scores["f16"]["ids"]
+    request = {"model": str(demo_f16), "window": 9}
+    both = work("llama-cpp", "score_llama_cpp", {**request, "ids": ids[:16]})
+    second = work("llama-cpp", "score_llama_cpp", {**request, "ids": ids[8:16]})
+    assert (both["windows"], second["windows"]) == (2, 1)
+    assert both["nll"][8:] == pytest.approx(second["nll"], abs=1e-4)
 
 
 def test_a_nan_is_found_in_the_converted_file(demo_f16, work, tmp_path):
@@ -280,7 +301,7 @@ def test_a_hostile_chat_template_is_stopped(demo_checkpoint, work, tmp_path, tem
 def test_a_file_llama_cpp_cannot_load_is_an_error_and_no_hang(home, tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + b"\0" * 100)
-    request = {"model": str(path), "text": "x", "tokens": 4}
+    request = {"model": str(path), "text": "x", "window": 4}
     with pytest.raises((StageError, CommandError)):
         run_worker(
             provision.ensure("llama-cpp", home), "score_llama_cpp", request,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployer import artifacts
 from deployer.artifacts import (
     MANIFEST,
     Bundle,
+    Digests,
     Manifest,
     content_digest,
     file_digest,
@@ -36,6 +39,28 @@ def test_a_files_digest_is_its_sha256(tmp_path: Path) -> None:
     assert file_digest(path) == hashlib.sha256(b"x" * 100_000).hexdigest()
 
 
+def test_a_file_and_its_links_are_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return file_digest(path)
+
+    monkeypatch.setattr(artifacts, "file_digest", count)
+    digests = Digests()
+    path, link, copy = (tmp_path / name for name in ("file", "link", "copy"))
+    path.write_bytes(b"x" * 1000)
+    os.link(path, link)
+    shutil.copyfile(path, copy)
+    assert digests(path) == digests(link) == digests(copy) == digests(path)
+    assert hashed == ["file", "copy"]
+    path.write_bytes(b"y" * 1000)
+    os.utime(path, (5, 5))
+    assert digests(path) == file_digest(path) != digests(copy)
+
+
 def test_a_json_digest_knows_no_order_of_keys() -> None:
     assert json_digest({"a": 1, "b": [1, 2]}) == json_digest({"b": [1, 2], "a": 1})
     assert json_digest([1, 2]) != json_digest([2, 1])
@@ -47,8 +72,7 @@ def test_files_are_listed_sorted_with_their_hashes(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x").write_text("1", encoding="utf-8")
     (tmp_path / "a").write_text("22", encoding="utf-8")
-    (tmp_path / "left-out").write_text("", encoding="utf-8")
-    files = list_files(tmp_path, exclude=["left-out"])
+    files = list_files(tmp_path)
     assert [(entry.path, entry.size) for entry in files] == [("a", 2), ("b/x", 1)]
     assert files[0].sha256 == hashlib.sha256(b"22").hexdigest()
 

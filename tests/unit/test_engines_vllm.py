@@ -92,6 +92,7 @@ def test_the_cpu_gets_its_cache_and_threads_and_nothing_of_a_gpu() -> None:
     assert "--gpu-memory-utilization" not in made.command.arguments
     assert made.command.env["OMP_NUM_THREADS"] == "4"
     assert launch(threads=2).command.env["OMP_NUM_THREADS"] == "2"
+    assert made.command.env["VLLM_USE_AOT_COMPILE"] == "0"  # what it keeps cannot be loaded again
 
 
 def test_the_cache_follows_the_recipe_and_what_is_known() -> None:
@@ -117,7 +118,7 @@ def test_a_gpu_gets_its_settings() -> None:
         "--gpu-memory-utilization": "0.5", "--kv-cache-memory-bytes": str(2 * GIB),
     }.items():  # fmt: skip
         assert value(made, flag) == wanted
-    assert "OMP_NUM_THREADS" not in made.command.env
+    assert not {"OMP_NUM_THREADS", "VLLM_USE_AOT_COMPILE"} & made.command.env.keys()
 
 
 def test_no_weight_may_be_missing_from_a_quantized_checkpoint() -> None:

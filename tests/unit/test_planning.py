@@ -36,6 +36,7 @@ BASE: Mapping[str, Any] = {
     "quantization": {"method": "gguf", "scheme": "q4_0"},
 }
 IMATRIX = ("quantization.scheme=q4_k_m", "quantization.imatrix=true")
+MIXED = ("quantization={method: gguf, mixed: {budget_bpw: 5.0}}",)
 VLLM = ("target.engine=vllm", "quantization={method: awq, group_size: 64}")
 PACKAGE = ResolvedSource("package", {"package": "some-model==1.0"}, "checkpoint")
 GGUF = ResolvedSource("gguf", {"file": "m.gguf", "sha256": "a" * 64}, "gguf", False, 10**9)
@@ -77,6 +78,12 @@ def changed(before: Plan, after: Plan) -> set[str]:
         ((), GGUF, "fetch quantize baseline evaluate package"),
         (("quantization={method: none}",), GGUF, "fetch evaluate package"),
         (VLLM, PACKAGE, "fetch quantize baseline evaluate package"),
+        (MIXED, PACKAGE, "fetch convert sensitivity quantize baseline evaluate package"),
+        (
+            (*VLLM, "quantization.mixed={budget_bpw: 8.0}"),
+            PACKAGE,
+            "fetch gguf sensitivity quantize baseline evaluate package",
+        ),
         (
             ("target.engine=vllm", "quantization={method: none}"),
             PACKAGE,
@@ -113,6 +120,16 @@ def test_other_types_are_made_by_llama_quantize(scheme: str) -> None:
     assert stage is not None
     assert stage.toolchains == ("llama-cpp-native",)
     assert "llama-quantize" in stage.summary
+
+
+def test_another_aim_of_a_mix_measures_nothing_again() -> None:
+    other = plan(*MIXED, "quantization.mixed.budget_bpw=6")
+    assert changed(plan(*MIXED), other) == {"quantize", "evaluate", "package"}
+    longer = plan(*MIXED, "quantization.mixed.windows=4")
+    assert changed(plan(*MIXED), longer) == {"sensitivity", "quantize", "evaluate", "package"}
+    converted = plan().stage("convert")
+    measured_on = plan(*VLLM, "quantization.mixed={budget_bpw: 8.0}").stage("gguf")
+    assert converted and measured_on and converted.key == measured_on.key
 
 
 def test_a_plan_is_the_same_twice_and_has_full_keys() -> None:
@@ -201,7 +218,9 @@ FIELDS = [
     ("loadtest.slo.ttft_p95_ms=5.0", (), {"package"}),
     ("quality.max_perplexity=50.0", (), {"package"}),
     ("quality.max_perplexity_ratio=2.0", (), {"package"}),
-    ("quality.tokens=512", (), SCORES),
+    ("quality.max_kl_divergence=2.0", (), {"package"}),
+    ("quality.min_top1_agreement=0.9", (), {"package"}),
+    ("quality.windows=3", (), SCORES),
     ("quantization.scheme=q8_0", (), WEIGHTS),
     ("quantization.tool=llama-quantize", (), WEIGHTS),
     ("quantization.tool=gguf", (), {"package"}),
@@ -215,7 +234,7 @@ FIELDS = [
     ("serve.vllm.eager=true", VLLM, {"package"}),
     ("serve.vllm.dtype=float32", VLLM, SCORES),
     ("serve.vllm.prefix_caching=false", VLLM, {"package"}),
-    ("quality.tokens=512", VLLM, SCORES),
+    ("quality.windows=3", VLLM, SCORES),
 ]
 
 

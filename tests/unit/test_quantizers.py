@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deployer import quantizers as module
 from deployer.errors import PlanError
-from deployer.quantizers import QUANTIZERS, choose_quantizer, quantizers
+from deployer.quantizers import QUANTIZERS, QuantizeJob, choose_quantizer, quantizers
 from deployer.quantizers.llama_quantize import LlamaQuantize
 from deployer.recipe import GGUF_SCHEMES, Quantization
 
@@ -158,3 +159,19 @@ def test_the_gguf_packages_worker_reports_its_own() -> None:
     told = [{"tensor": "t", "wanted": "Q4_0", "used": "F16", "why": "its width"}]
     assert QUANTIZERS["gguf"].substitutions({"substitutions": told}, "") == told
     assert QUANTIZERS["gguf"].substitutions({"substitutions": None}, "") == []
+
+
+# A mix of types
+
+
+def test_a_mix_names_the_type_of_every_tensor() -> None:
+    mixed = Quantization.model_validate({"imatrix": True, "mixed": {"budget_bpw": 5.0}})
+    assert chosen(mixed) == "llama-quantize"
+    types = {
+        "token_embd.weight": "q8_0", "output.weight": "q6_k", "blk.1.attn_q.weight": "iq4_nl",
+    }  # fmt: skip
+    job = QuantizeJob(mixed, Path("in"), Path("out"), imatrix=Path("i.gguf"), types=types)
+    assert QUANTIZERS["llama-quantize"].command(job).arguments == (
+        "--imatrix", "i.gguf", "--token-embedding-type", "q8_0", "--output-tensor-type", "q6_k",
+        "--tensor-type", r"^blk\.1\.attn_q\.weight$=iq4_nl", "in", "out", "Q8_0",
+    )  # fmt: skip

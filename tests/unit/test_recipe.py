@@ -122,6 +122,18 @@ def test_paths_of_the_file_are_relative_to_it(
     assert read_recipe(path).quality.text == str(path.parent / "text.txt")
 
 
+def test_a_text_that_ships_is_named_by_its_language(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(MINIMAL + "quality: {text: zh}\ncalibration: {text: en}\n")
+    monkeypatch.chdir(path.parent)
+    taken = read_recipe(path)
+    assert (taken.quality.text, taken.calibration.text) == ("zh", "en")
+    assert override_recipe(taken.model_dump(mode="json"), ["quality.text=en"]).quality.text == "en"
+    problem = only_problem(path, "quality.text=fr")
+    assert problem.field == "quality.text" and str(path.parent / "fr") in problem.message
+
+
 # Unknown keys, wrong types, all at once
 
 
@@ -272,6 +284,12 @@ def test_exactly_one_source(write: Write, source: str, words: str) -> None:
         ("{method: bitsandbytes}", "nf4 or int8"),
         ("{scheme: q4_k_m, tool: gguf}", "makes q4_0 and q8_0"),
         ("{scheme: q4_0, tool: gguf, imatrix: true}", "cannot use an importance matrix"),
+        ("{scheme: q4_0, mixed: {budget_bpw: 5}}", "leave scheme out"),
+        ("{mixed: {budget_bpw: 5}, tool: gguf}", "mixed needs tool: llama-quantize"),
+        ("{method: none, mixed: {budget_bpw: 5}}", "method none has no mixed"),
+        ("{method: awq, tool: autoawq, mixed: {budget_bpw: 8}}", "needs tool: llm-compressor"),
+        ("{method: gptq, scheme: w8a8, mixed: {budget_bpw: 12}}", "rounds activations"),
+        ("{method: awq, mixed: {budget_bpw: 8, types: [q8_0]}}", "mixed.types belongs to gguf"),
         *((f"{{scheme: {scheme}}}", "needs an importance matrix") for scheme in NEED_IMATRIX),
     ],
 )

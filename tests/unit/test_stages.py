@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -400,19 +401,43 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="not UTF-8"):
         quantize.read_text(path)
     with pytest.raises(StageError, match="not UTF-8"):
-        evaluate.run(path, SCORING, {"tokens": 64}, path, "measure", FakeContext(tmp_path))
+        evaluate.run(path, SCORING, RULE, path, "measure", FakeContext(tmp_path), tmp_path)
 
 
 # Evaluate
 
 SCORING = Scoring("llama-cpp", "score_llama_cpp")
+RULE = {"window": 65, "windows": 2}
 
 
 def scores(perplexity: float, **changes: Any) -> dict[str, Any]:
+    """Two windows of 64 scored tokens, each as likely as the perplexity says."""
     return {
-        "perplexity": perplexity, "tokens": 4, "ids_sha256": "i", "engine_version": "llama 1",
-        "sample": " Paris", "top1": [1, 2, 3, 4], "method": "scored", **changes,
+        "nll": [math.log(perplexity)] * 128, "top1": [1, 2, 3, 4] * 32, "kld": None, "cosine": None,
+        "window": 65, "windows": 2, "tokens": 128, "bos": True, "ids_sha256": "i",
+        "engine_version": "llama 1", "sample": " Paris", "method": "scored", **changes,
     }  # fmt: skip
+
+
+def compare(ours: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Any]:
+    return evaluate.compare(ours, baseline, Path("text.txt"), "d")
+
+
+def test_what_a_scorer_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("short", encoding="utf-8")
+    context = FakeContext(tmp_path, {"score_llama_cpp": scores(9.0)})
+
+    def asked(reference: Path | None = None, **settings: Any) -> Mapping[str, Any]:
+        evaluate.run(path, SCORING, {**RULE, **settings}, path, "m", context, tmp_path, reference)
+        return context.asked[-1][1]
+
+    assert asked() == {"model": str(path), "text": "short", "window": 65, "windows": 2}
+    assert asked(parity=True)["strings"] == list(parity.TRICKY_STRINGS)
+    assert asked(keep=True)["keep"] == str(tmp_path / "reference")
+    assert "reference" not in asked(tmp_path)  # nothing was kept there
+    (tmp_path / "reference").mkdir()
+    assert asked(tmp_path)["reference"] == str(tmp_path / "reference")
 
 
 def test_scores_of_too_short_a_text_are_refused(tmp_path: Path) -> None:
@@ -420,69 +445,79 @@ def test_scores_of_too_short_a_text_are_refused(tmp_path: Path) -> None:
     path.write_text("short", encoding="utf-8")
     context = FakeContext(tmp_path, {"score_llama_cpp": scores(9.0)})
 
-    def score(tokens: int, **settings: Any) -> Mapping[str, Any]:
-        return evaluate.run(path, SCORING, {"tokens": tokens, **settings}, path, "m", context)
+    def score(windows: int | None) -> Mapping[str, Any]:
+        rule = {"window": 65, "windows": windows}
+        return evaluate.run(path, SCORING, rule, path, "m", context, tmp_path)
 
-    assert score(4)["tokens"] == 4
-    assert "strings" not in context.asked[-1][1]
-    assert "teacher-forced" in score(4, parity=True)["method"]
-    assert context.asked[-1][1]["strings"] == list(parity.TRICKY_STRINGS)
-    with pytest.raises(StageError, match="has 4 tokens; the recipe scores 64") as caught:
-        score(64)
-    assert "quality.tokens" in caught.value.hint
+    assert "llama.cpp library" in score(2)["method"]
+    assert score(None)["tokens"] == 128
+    with pytest.raises(StageError, match="2 windows of 65 tokens; the recipe scores 3") as caught:
+        score(3)
+    assert "quality.windows" in caught.value.hint
 
 
 def test_a_comparison_has_ratio_and_agreement() -> None:
-    quality = evaluate.compare(scores(11.0, top1=[1, 2, 3, 9]), scores(10.0), "text.txt")
+    quality = compare(scores(11.0, top1=[1, 2, 3, 9] * 32), scores(10.0))
     assert quality["perplexity"] == {"value": 11.0}
-    assert quality["perplexity_ratio"] == {"value": 1.1}
+    assert quality["perplexity_ratio"] == {"value": 1.1, "low": 1.1, "high": 1.1}
     assert quality["baseline_perplexity"] == 10.0
     assert quality["top1_agreement"] == 0.75
-    assert quality["corpus"] == "text.txt"
+    assert (quality["corpus"], quality["corpus_sha256"]) == ("text.txt", "d")
+    assert not {"kl_divergence", "hidden_cosine"} & set(quality)
 
 
 def test_without_a_baseline_there_is_no_ratio() -> None:
-    assert "perplexity_ratio" not in evaluate.compare(scores(11.0), None, "text.txt")
+    assert "perplexity_ratio" not in compare(scores(11.0), None)
 
 
 def test_other_token_ids_cannot_be_compared() -> None:
     with pytest.raises(StageError, match="differently"):
-        evaluate.compare(scores(11.0), scores(10.0, ids_sha256="other"), "text.txt")
+        compare(scores(11.0), scores(10.0, ids_sha256="other"))
 
 
-LIMITS = Quality(max_perplexity=100.0, max_perplexity_ratio=1.5)
+LIMITS = Quality(
+    max_perplexity=100.0, max_perplexity_ratio=1.5, max_kl_divergence=0.5, min_top1_agreement=0.6
+)
 
 
 @pytest.mark.parametrize(("perplexity", "ratio"), [(100.0, 1.5), (10.0, None), (99.0, 1.0)])
 def test_a_good_model_passes(perplexity: float, ratio: float | None) -> None:
     evaluate.gate(measured(perplexity, ratio), LIMITS)
+    evaluate.gate(measured(9.0, 1.0, kld=0.5, top1=0.6), LIMITS)
 
 
 @pytest.mark.parametrize(
-    ("perplexity", "ratio", "words"),
+    ("perplexity", "ratio", "more", "words"),
     [
-        (100.1, 1.0, "perplexity 100.10 is over 100"),
-        (10.0, 1.51, "1.510 times the 16-bit model's (9.00), over 1.5"),
-        (1.6e6, 9.0, "1600000.00 is over 100; perplexity is 9.000 times"),
-        (float("nan"), None, "perplexity nan is over 100"),
-        (float("inf"), float("nan"), "nan times"),
+        (100.1, 1.0, {}, "perplexity 100.10 is over 100"),
+        (10.0, 1.51, {}, "1.510 times the 16-bit model's (9.00), over 1.5"),
+        (1.6e6, 9.0, {}, "1600000.00 is over 100; perplexity is 9.000 times"),
+        (float("nan"), None, {}, "perplexity nan is over 100"),
+        (float("inf"), float("nan"), {}, "nan times"),
+        (9.0, 1.0, {"kld": 0.51}, "mean KL divergence 0.510 is over 0.5"),
+        (9.0, 1.0, {"kld": float("nan")}, "mean KL divergence nan is over 0.5"),
+        (9.0, 1.0, {"top1": 0.59}, "top-1 agreement 59.0% is under 60%"),
     ],
 )
 def test_a_bad_model_is_refused_with_its_numbers(
-    perplexity: float, ratio: float | None, words: str
+    perplexity: float, ratio: float | None, more: dict[str, float], words: str
 ) -> None:
     with pytest.raises(QualityGateError) as caught:
-        evaluate.gate(measured(perplexity, ratio), LIMITS)
+        evaluate.gate(measured(perplexity, ratio, **more), LIMITS)
     assert words in caught.value.message
     assert "RAMRAM" in caught.value.message
     assert caught.value.as_json()["quality"]["perplexity"]["value"] is perplexity  # type: ignore[index]
 
 
-def measured(perplexity: float, ratio: float | None) -> dict[str, Any]:
+def measured(
+    perplexity: float, ratio: float | None, kld: float | None = None, top1: float | None = None
+) -> dict[str, Any]:
     found: dict[str, Any] = {"perplexity": {"value": perplexity}, "sample": "RAMRAM" * 50}
     if ratio is not None:
         found |= {"perplexity_ratio": {"value": ratio}, "baseline_perplexity": 9.0}
-    return found
+    if kld is not None:
+        found["kl_divergence"] = {"mean": kld}
+    return found if top1 is None else {**found, "top1_agreement": top1}
 
 
 # Package
@@ -507,7 +542,7 @@ def records() -> dict[str, Any]:
         "weights": {"bits_per_weight": 4.5, "types": {"Q4_0": 1}, "kv_bytes_per_token": 9,
                     "context_length": 128},
         "quantization": {"tool_used": "gguf", "substitutions": []},
-        "quality": evaluate.compare(scores(11.0), scores(10.0), "text.txt"),
+        "quality": compare(scores(11.0), scores(10.0)),
         "parity": {"strings": 15},
     }  # fmt: skip
 

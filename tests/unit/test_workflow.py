@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from deployer.home import Home
 from deployer.progress import SILENT
 from deployer.recipe import Serve
 from deployer.serving import ServerRecord
-from deployer.workflow import building, bundles, planned, running
+from deployer.workflow import building, bundles, evaluating, execution, planned, running
 
 SOURCE = gguf(tensors=[Tensor("a", (64, 3), F16)])
 SMALLER = gguf(tensors=[Tensor("a", (64, 3), Q4_0)])
@@ -60,9 +61,14 @@ class Workers:
     def score(self, request: Mapping[str, Any]) -> dict[str, Any]:
         content = Path(request["model"]).read_bytes()
         self.ran.append("score " + ("smaller" if content == SMALLER else "source"))
+        tokens = request["windows"] * (request["window"] - 1)
+        if "keep" in request:
+            Path(request["keep"]).mkdir()
         return {
-            "perplexity": self.perplexity[content], "tokens": request["tokens"],
-            "ids_sha256": "i", "engine_version": "1", "sample": " Paris.", "top1": [1, 2],
+            "nll": [math.log(self.perplexity[content])] * tokens, "top1": [1] * tokens,
+            "kld": [0.25] * tokens if "reference" in request else None, "cosine": None,
+            "window": request["window"], "windows": request["windows"], "tokens": tokens,
+            "bos": True, "ids_sha256": "i", "engine_version": "1", "sample": " Paris.",
         }  # fmt: skip
 
 
@@ -74,7 +80,7 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workers:
     made = Workers(tmp_path)
-    monkeypatch.setattr(building, "StageContext", made.context)
+    monkeypatch.setattr(execution, "StageContext", made.context)
     return made
 
 
@@ -104,7 +110,8 @@ def test_a_build_makes_a_bundle(recipe: Path, home: Home, workers: Workers) -> N
     bundle = result.bundle
     assert bundle.root.parent == home.bundles / "tiny"
     assert bundle.weights.read_bytes() == SMALLER
-    assert bundle.manifest.quality["perplexity_ratio"] == {"value": 1.1}
+    assert bundle.manifest.quality["perplexity_ratio"]["value"] == 1.1
+    assert bundle.manifest.quality["kl_divergence"]["mean"] == 0.25
     assert bundle.manifest.tools["llama-cpp"] == "1.0"
     assert not list((home.store / ".tmp").iterdir())
 
@@ -417,3 +424,67 @@ def test_any_endpoint_can_be_tested(home: Home, monkeypatch: pytest.MonkeyPatch)
     running.loadtest("http://127.0.0.1:1", None, ["loadtest.users=3"], home, SILENT)
     assert measured[0][1].users == 3
     assert measured[0][4:] == (None, {})
+
+
+# Evaluate
+
+
+def evaluated(home: Home, *overrides: str, what: str | None = "tiny") -> evaluating.Evaluation:
+    return evaluating.evaluate(what, overrides, home, SILENT)
+
+
+@pytest.fixture
+def bundle(recipe: Path, home: Home, workers: Workers) -> Bundle:
+    made = build(recipe, home).bundle
+    workers.ran.clear()
+    return made
+
+
+def test_a_bundle_is_scored_where_it_lies(bundle: Bundle, home: Home, workers: Workers) -> None:
+    done = evaluated(home)
+    assert workers.ran == ["score smaller"]  # the 16-bit model was scored by the build
+    assert done.record == {**bundle.manifest.quality, "corpus_sha256": done.record["corpus_sha256"]}
+    assert not done.missed
+    stored = json.loads((done.folder / evaluating.RESULT).read_text(encoding="utf-8"))
+    assert stored["quality"] == done.record
+    assert (done.folder / evaluating.PAGE).read_text(encoding="utf-8").startswith("<!doctype html>")
+    evaluated(home)
+    assert workers.ran == ["score smaller"]
+
+
+def test_other_windows_score_both_models_anew(bundle: Bundle, home: Home, workers: Workers) -> None:
+    done = evaluated(home, "quality.windows=2")
+    assert workers.ran == ["score source", "score smaller"]
+    assert done.record["windows"] == 2
+
+
+def test_a_bundle_that_was_changed_is_scored_again(
+    bundle: Bundle, home: Home, workers: Workers
+) -> None:
+    evaluated(home)
+    workers.perplexity[SOURCE] = 10.0
+    bundle.weights.unlink()
+    padded = SOURCE[: len(SMALLER)].ljust(len(SMALLER), b"\0")
+    bundle.weights.write_bytes(padded)
+    workers.perplexity[padded] = 1e6
+    done = evaluated(home)
+    assert "over 200" in done.missed[0]
+    assert done.as_json()["passed"] is False
+    assert "Not good enough" in done.describe()[-2]
+
+
+def test_a_missed_limit_is_told(bundle: Bundle, home: Home) -> None:
+    done = evaluated(home, "quality.max_kl_divergence=0.2", "quality.max_perplexity_ratio=1.05")
+    assert len(done.missed) == 2
+    assert "Every limit" in evaluated(home).describe()[-2]
+
+
+def test_of_a_bundle_only_quality_can_be_changed(bundle: Bundle, home: Home) -> None:
+    with pytest.raises(UsageError, match="another bundle"):
+        evaluated(home, "quantization.scheme=q8_0")
+
+
+def test_a_recipe_is_built_first(recipe: Path, home: Home, workers: Workers) -> None:
+    done = evaluated(home, what=str(recipe))
+    assert workers.ran == ["quantize q4_0", "score source", "score smaller", "score smaller"]
+    assert done.bundle.manifest.name == "tiny"
