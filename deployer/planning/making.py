@@ -22,8 +22,8 @@ from deployer.recipe import Mixed, Recipe, Vllm
 from deployer.toolchains.specs import Host, spec_named
 
 STAGE_VERSIONS = {
-    "fetch": 2, "convert": 2, "calibration": 1, "imatrix": 1, "sensitivity": 1, "quantize": 1,
-    "evaluate": 2, "package": 2,
+    "evaluation-text": 1, "fetch": 2, "convert": 3, "calibration": 1, "imatrix": 1,
+    "sensitivity": 1, "quantize": 1, "baseline": 2, "evaluate": 2, "package": 2,
 }  # fmt: skip
 """Raised when a stage's code changes what it makes."""
 CONVERSION_TYPE = "f16"
@@ -35,10 +35,11 @@ def make_plan(recipe: Recipe, source: ResolvedSource, machine: Machine, texts: T
     notes = check_shape(recipe, source.shape, machine, source.size_bytes)
     where = device(recipe, machine)
     planner = _Planner(recipe, machine.host, where, texts)
+    text = planner.evaluation_text()
     fetch = planner.fetch(source)
     baseline = planner.convert(fetch, source) if planner.converts(source) else fetch
     weights = planner.quantize(baseline, source.model_name)
-    scores = planner.evaluate(baseline, weights, source)
+    scores = planner.evaluate(baseline, weights, text, source)
     planner.package(weights, scores)
     argv, env = server_command(recipe, source.shape, where, machine.facts)
     return Plan(
@@ -103,6 +104,14 @@ class _Planner:
             settings={"kind": source.kind, **source.identity},
         )
 
+    def evaluation_text(self) -> tuple[PlannedStage, ...]:
+        """The stage that fetches the evaluation text, where it lies on a hub."""
+        pinned = self.texts.evaluation_dataset
+        if pinned is None:
+            return ()
+        summary = f"get {pinned['file']} of the data set {pinned['dataset']}, to score"
+        return (self.add("evaluation-text", summary, (), _readers(pinned["file"]), pinned),)
+
     def converts(self, source: ResolvedSource) -> bool:
         """Whether the source must become a GGUF file first."""
         return self.engine.format == "gguf" and source.format == "checkpoint"
@@ -128,6 +137,7 @@ class _Planner:
         calibration = self.calibration() if wanted.reads_calibration else ()
         inputs: tuple[PlannedStage, ...] = (source,)
         tuned = ""
+        readers: tuple[str, ...] = ()
         if wanted.imatrix:
             inputs = (source, self.imatrix(source, calibration))
             tuned = ", rounding errors weighed by the importance matrix"
@@ -140,6 +150,7 @@ class _Planner:
                 **self._calibration_settings(),
             }
             tuned = f", tuned on {self._samples()}"
+            readers = self._calibration_readers()
         if wanted.mixed:
             inputs = (*inputs, self.sensitivity(wanted.mixed, inputs, model_name))
             aim = {"budget_bpw", "max_kl_divergence"}
@@ -150,7 +161,7 @@ class _Planner:
             if wanted.calibrated
             else f"quantize to {wanted.label} with {tool}{tuned}",
             inputs,
-            (choice.quantizer.toolchain(self.device),),
+            (choice.quantizer.toolchain(self.device), *readers),
             settings,
         )
 
@@ -203,6 +214,11 @@ class _Planner:
         summary = f"get {pinned['file']} of the data set {pinned['dataset']}"
         return (self.add("calibration", summary, settings=pinned),)
 
+    def _calibration_readers(self) -> tuple[str, ...]:
+        """Toolchains that the set is compared with the evaluation text in."""
+        pinned = self.texts.dataset
+        return _readers(pinned["file"] if pinned else self.recipe.calibration.chats or "")
+
     def imatrix(self, source: PlannedStage, calibration: tuple[PlannedStage, ...]) -> PlannedStage:
         return self.add(
             "imatrix",
@@ -213,47 +229,48 @@ class _Planner:
         )
 
     def evaluate(
-        self, baseline: PlannedStage, weights: PlannedStage, source: ResolvedSource
+        self,
+        baseline: PlannedStage,
+        weights: PlannedStage,
+        text: tuple[PlannedStage, ...],
+        source: ResolvedSource,
     ) -> tuple[PlannedStage, ...]:
         """Score the weights and, where they differ from it, the 16-bit model on the same text.
 
-        Of a converted model the engine is also asked how it tokenizes and prompts. A 16-bit model's
-        distributions are kept for others to be compared with.
+        The 16-bit model's distributions are kept for others to be compared with. Of a converted
+        model the engine is also asked how it tokenizes and prompts.
         """
         quality, wanted = self.recipe.quality, self.recipe.quantization
         length, count = quality.rule
         settings: dict[str, Any] = {
-            "text": self.texts.evaluation, "window": length, "windows": count,
+            "text": self.texts.evaluation, "window": length, "windows": count, **self._as_served(),
         }  # fmt: skip
-        if self.converts(source):
-            settings["parity"] = True
-        settings |= self._as_served()
         scoring = self.engine.scoring(self.device)
-        as_loaded = {"load": wanted.scheme} if wanted.method == "bitsandbytes" else {}
-        over = f"{count or 'all'} windows of {length:,} tokens"
-        if self.converts(source):
-            over += "; tokenizer and chat template compared with the checkpoint's"
-        keep = {} if source.quantized else {"keep": True}
+        over = f"over {count or 'all'} windows of {length:,} tokens"
+        asked: dict[str, Any] = {}
+        if wanted.method == "bitsandbytes":
+            asked["load"] = wanted.scheme
         scored: list[PlannedStage] = []
-        if baseline is not weights or as_loaded:
+        if baseline is not weights or asked:
             scored.append(
                 self.add(
                     "baseline",
-                    f"score the 16-bit model over {over}",
-                    (baseline,),
+                    f"score the 16-bit model {over}",
+                    (baseline, *text),
                     (scoring.toolchain,),
-                    {**settings, **keep},
-                    version_of="evaluate",
+                    {**settings, "keep": True},
                 )
             )
-            keep = {}
+        if self.converts(source):
+            asked["parity"] = True
+            over += "; tokenizer and chat template compared with the checkpoint's"
         scored.append(
             self.add(
                 "evaluate",
-                f"score the finished weights over {over}",
-                (weights, *scored),
+                f"score the finished weights {over}",
+                (weights, *scored, *text),
                 (scoring.toolchain,),
-                {**settings, **as_loaded, **keep},
+                {**settings, **asked},
             )
         )
         return tuple(scored)
@@ -284,3 +301,8 @@ class _Planner:
             (),
             {"recipe": self.recipe.model_dump(mode="json"), "deployer": __version__},
         )
+
+
+def _readers(file: str) -> tuple[str, ...]:
+    """Toolchains that reading a data set's file takes."""
+    return ("parquet",) if file.lower().endswith(".parquet") else ()

@@ -55,12 +55,14 @@ class Texts:
     """The two texts that a build reads: the SHA-256 of their files.
 
     Where the calibration set is a file of a hub's data set, `dataset` pins it (dataset, revision,
-    file), and `calibration` is the digest of that.
+    file), and `calibration` is the digest of that; `evaluation_dataset` is the same for the
+    evaluation text.
     """
 
     evaluation: str
     calibration: str
     dataset: Mapping[str, str] | None = None
+    evaluation_dataset: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ PATH_FIELDS = (
     ("serve", "api_key_file"),
 )
 """Fields that name a file or folder; relative ones are relative to the recipe."""
+ALTERNATIVES = {
+    "calibration": ("text", "chats", "dataset"),
+    "quality": ("text", "dataset"),
+}
+"""Section -> the fields of which one names its text; `revision` and `file` belong to `dataset`."""
 TEXTS = ("en", "zh")
 """Languages of the texts that ship; `calibration.text` and `quality.text` may name one."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from deployer.recipe.section import Section, Text
+from deployer.recipe.section import Repository, Revision, Section, Text
 
 
 class WindowRule(NamedTuple):
@@ -29,6 +29,17 @@ class Quality(Section):
 
     text: Text | None = Field(
         None, description="A UTF-8 text file, or en or zh: a text that ships; default: en."
+    )
+    dataset: Repository | None = Field(
+        None, description="A data set of the model hub, ORGANISATION/NAME; needs file."
+    )
+    revision: Revision | None = Field(
+        None, description="Commit, tag or branch of the data set; the commit is recorded."
+    )
+    file: Text | None = Field(
+        None,
+        description="The file of the data set: .txt is taken as it is; .jsonl or .parquet have a "
+        "column text, whose values are joined.",
     )
     preset: Literal["quick", "standard", "fixed-4096"] = Field(
         "quick",
@@ -53,6 +64,16 @@ class Quality(Section):
     max_perplexity: Annotated[float, Field(gt=1.0, le=10_000.0)] = Field(
         200.0, description="Limit of the perplexity itself; garbage is far above it."
     )
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Quality:
+        if self.text and self.dataset:
+            raise ValueError("give one of text, dataset (found both)")
+        if bool(self.dataset) != bool(self.file):
+            raise ValueError("dataset and file belong together: name the file of the data set")
+        if self.revision and not self.dataset:
+            raise ValueError("revision belongs to dataset")
+        return self
 
     @property
     def rule(self) -> WindowRule:

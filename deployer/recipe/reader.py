@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deployer.errors import Problem, RecipeError, UsageError
-from deployer.recipe.model import PATH_FIELDS, SOURCES, TEXTS, Recipe
+from deployer.recipe.model import ALTERNATIVES, PATH_FIELDS, SOURCES, TEXTS, Recipe
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
@@ -94,9 +94,25 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def override_recipe(recipe: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
-    """Apply `a.b=value` overrides to a recipe that was read before, as a manifest holds it."""
-    data = json.loads(json.dumps(recipe))
+    """Apply `a.b=value` overrides to a recipe that was read before, as a manifest holds it.
+
+    A bundle may be older than this release: fields it no longer knows are left out.
+    """
+    data = _known(json.loads(json.dumps(recipe)), Recipe)
     return _finish(_Document(data), overrides, "the bundle's recipe", files=("serve",))
+
+
+def _known(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """`data` without the keys that `section` and the sections in it do not have."""
+    kept = {}
+    for name, known in section.model_fields.items():
+        if name not in data:
+            continue
+        value, inner = data[name], known.annotation
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            value = _known(value, inner)
+        kept[name] = value
+    return kept
 
 
 def _finish(
@@ -271,9 +287,20 @@ def _apply(document: _Document, override: str) -> None:
         section = section[key]
     if keys[0] == "source" and keys[-1] in SOURCES:
         section.clear()  # naming another source replaces the one of the file
+    if value is not None and keys[1:] in [(name,) for name in ALTERNATIVES.get(keys[0], ())]:
+        _clear_alternatives(section, *keys)
     section[keys[-1]] = value
     for location in [at for at in document.lines if at[: len(keys)] == keys]:
         del document.lines[location]
+
+
+def _clear_alternatives(section: dict[str, Any], name: str, chosen: str) -> None:
+    """Naming another text replaces the one of the file."""
+    others = (
+        ALTERNATIVES[name] if chosen == "dataset" else (*ALTERNATIVES[name], "revision", "file")
+    )
+    for other in others:
+        section.pop(other, None)
 
 
 def _override_value(text: str) -> Any:

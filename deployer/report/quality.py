@@ -192,6 +192,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
         ("text", "corpus", False), ("text SHA-256", "corpus_sha256", True),
         ("scored tokens", "tokens", False), ("token ids SHA-256", "ids_sha256", True),
         ("method", "method", False), ("engine", "engine", False),
+        ("text revision", "corpus_revision", True),
     )  # fmt: skip
     facts = [
         (title, words.count(value) if isinstance(value, int) else str(value), code)

@@ -61,17 +61,16 @@ def run(
 
 
 def compare(
-    scores: Mapping[str, Any], baseline: Mapping[str, Any] | None, text: Path, digest: str
+    scores: Mapping[str, Any], baseline: Mapping[str, Any] | None, corpus: Mapping[str, str]
 ) -> dict[str, Any]:
     """The quality record of a model; with a 16-bit baseline, what `quality.compared` tells.
 
-    `digest` is the SHA-256 of `text`. Raises StageError where the two were not scored on the same
-    token ids.
+    `corpus` says which text was scored: `corpus`, `corpus_sha256`, of a data set `corpus_revision`.
+    Raises StageError where the two were not scored on the same token ids.
     """
     record: dict[str, Any] = {
         "perplexity": {"value": float(f"{perplexity(scores['nll']):.6g}")},
-        "corpus": text.name,
-        "corpus_sha256": digest,
+        **corpus,
         **{name: scores[name] for name in ("window", "windows", "tokens", "bos", "ids_sha256")},
         "method": scores["method"],
         "engine": scores["engine_version"],

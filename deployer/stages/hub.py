@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from deployer.artifacts import file_digest
 from deployer.checkpoint import MAX_JSON, require_safetensors, wanted_files
@@ -30,41 +30,62 @@ CONFIG_TIMEOUT = 10.0
 _SHOWN_FILES = 5
 
 
+DatasetSection = Literal["calibration", "quality"]
+"""The recipe's section that names a data set; errors speak of its fields."""
+_OTHERWISE: dict[DatasetSection, str] = {
+    "calibration": "use calibration.text or calibration.chats",
+    "quality": "use quality.text",
+}
+
+
 @dataclass(frozen=True)
-class _Model:
-    """A model repository at a revision, and the words in which errors speak of it."""
+class _Repository:
+    """A repository at a revision, and the words in which errors speak of it."""
 
     name: str
     revision: str | None
-    kind = "model"
-    what = "model repository"
-    field = "source.huggingface"
-    revision_field = "source.revision"
-    otherwise = "use source.path, source.gguf or source.package"
+    kind: Literal["model", "dataset"]
+    what: str
+    field: str
+    revision_field: str
+    otherwise: str
 
     def __str__(self) -> str:
         return f"{self.name} at {self.revision}" if self.revision else self.name
 
 
-@dataclass(frozen=True)
-class _Dataset(_Model):
-    """The same of a data set."""
+def _model(name: str, revision: str | None) -> _Repository:
+    return _Repository(
+        name,
+        revision,
+        "model",
+        "model repository",
+        "source.huggingface",
+        "source.revision",
+        "use source.path, source.gguf or source.package",
+    )
 
-    kind = "dataset"
-    what = "data set"
-    field = "calibration.dataset"
-    revision_field = "calibration.revision"
-    otherwise = "use calibration.text or calibration.chats"
+
+def _dataset(name: str, revision: str | None, section: DatasetSection) -> _Repository:
+    return _Repository(
+        name,
+        revision,
+        "dataset",
+        "data set",
+        f"{section}.dataset",
+        f"{section}.revision",
+        _OTHERWISE[section],
+    )
 
 
 def resolve_revision(repository: str, revision: str | None) -> str:
     """The 40-digit commit of a revision; asks the hub unless it is one already."""
-    return _resolved(_Model(repository, revision))
+    return _resolved(_model(repository, revision))
 
 
-def resolve_dataset_revision(dataset: str, revision: str | None) -> str:
+def resolve_dataset_revision(dataset: str, revision: str | None, section: DatasetSection) -> str:
     """The same for a data set."""
-    return _resolved(_Dataset(dataset, revision))
+    return _resolved(_dataset(dataset, revision, section))
 
 
 def fetch_config(repository: str, commit: str) -> dict[str, Any] | None:
@@ -73,7 +94,7 @@ def fetch_config(repository: str, commit: str) -> dict[str, Any] | None:
     Raises SourceError where the hub refuses, or where there is no such file or no JSON object.
     """
     try:
-        content = _small_file(_Model(repository, commit), "config.json")
+        content = _small_file(_model(repository, commit), "config.json")
     except _UnreachableError:
         return None
     try:
@@ -94,7 +115,7 @@ def download(repository: str, commit: str, target: Path, cache: Path, step: Step
     Only safetensors, JSON, text and tokenizer files are fetched. Files the hub keeps a SHA-256
     of are compared with it.
     """
-    at = _Model(repository, commit)
+    at = _model(repository, commit)
     siblings = _info(at).siblings or []
     sizes = {file.rfilename: int(file.size or 0) for file in siblings}
     hashes = {file.rfilename: file.lfs.sha256 for file in siblings if file.lfs}
@@ -113,17 +134,19 @@ def download(repository: str, commit: str, target: Path, cache: Path, step: Step
 
 
 def download_dataset_file(
-    dataset: str, revision: str, file: str, target: Path, cache: Path, step: Step
+    pinned: Mapping[str, str], section: DatasetSection, target: Path, cache: Path, step: Step
 ) -> None:
-    """Download one file of a data set, at a commit, to the path `target`; verified as above.
+    """Download one file of a data set to the path `target`; verified as above.
 
-    Raises SourceError where there is no such file, or its kind could run code.
+    `pinned` are dataset, revision (a commit) and file. Raises SourceError where there is no such
+    file, or its kind could run code.
     """
-    at = _Dataset(dataset, revision)
+    dataset, file = pinned["dataset"], pinned["file"]
+    at = _dataset(dataset, pinned["revision"], section)
     if PurePosixPath(file).suffix.lower() not in DATASET_SUFFIXES:
         raise SourceError(
             f"{file} of {dataset} is no {', '.join(DATASET_SUFFIXES)} file",
-            "Name a file of that kind in calibration.file; scripts and pickles are not read.",
+            f"Name a file of that kind in {section}.file; scripts and pickles are not read.",
         )
     siblings = {entry.rfilename: entry for entry in _info(at).siblings or []}
     if file not in siblings:
@@ -131,7 +154,7 @@ def download_dataset_file(
         listed = ", ".join(fit[:_SHOWN_FILES]) + (", …" if len(fit) > _SHOWN_FILES else "")
         raise SourceError(
             f"{at} has no file {file}",
-            f"It has {listed or 'no file that could be used'}; set calibration.file.",
+            f"It has {listed or 'no file that could be used'}; set {section}.file.",
         )
     size = int(siblings[file].size or 0)
     require_space(cache, size, f"downloading {file} of {dataset}")
@@ -152,7 +175,7 @@ def _require_hash(path: Path, name: str, hashes: dict[str, str], repository: str
         )
 
 
-def _resolved(at: _Model) -> str:
+def _resolved(at: _Repository) -> str:
     if at.revision and _COMMIT.match(at.revision):
         return at.revision
     commit = _info(at).sha
@@ -161,7 +184,7 @@ def _resolved(at: _Model) -> str:
     return str(commit)
 
 
-def _info(at: _Model) -> ModelInfo | DatasetInfo:
+def _info(at: _Repository) -> ModelInfo | DatasetInfo:
     from huggingface_hub import HfApi
 
     def ask() -> ModelInfo | DatasetInfo:
@@ -172,7 +195,7 @@ def _info(at: _Model) -> ModelInfo | DatasetInfo:
     return _persist(at, ask, ())
 
 
-def _small_file(at: _Model, name: str) -> bytes:
+def _small_file(at: _Repository, name: str) -> bytes:
     """The first MAX_JSON + 1 bytes of a file in one plain request.
 
     The client's own download asks five times more, over half a minute, where no hub answers.
@@ -213,7 +236,7 @@ def _bar(step: Step, before: int, total: int) -> type:
     return Bar
 
 
-def _download_file(at: _Model, name: str, cache: Path, bar: type) -> Path:
+def _download_file(at: _Repository, name: str, cache: Path, bar: type) -> Path:
     """One file, where it really lies in the cache; resumed when the connection breaks."""
     from huggingface_hub import hf_hub_download
 
@@ -230,7 +253,7 @@ class _UnreachableError(SourceError):
     """The hub did not answer; another attempt may succeed."""
 
 
-def _persist(at: _Model, call: Callable[[], Result], pauses: Sequence[float]) -> Result:
+def _persist(at: _Repository, call: Callable[[], Result], pauses: Sequence[float]) -> Result:
     """Call the hub; while it cannot be reached, again after each pause (seconds)."""
     for pause in (*pauses, None):
         try:
@@ -242,7 +265,7 @@ def _persist(at: _Model, call: Callable[[], Result], pauses: Sequence[float]) ->
     raise AssertionError("the last pause is None")
 
 
-def _translated(at: _Model, call: Callable[[], Result]) -> Result:
+def _translated(at: _Repository, call: Callable[[], Result]) -> Result:
     """Call the hub; its exceptions become SourceErrors of one sentence and a hint."""
     from huggingface_hub import errors
 
@@ -289,7 +312,7 @@ def _transport_error() -> type[Exception]:
     return base
 
 
-def _unreachable(at: _Model, error: Exception) -> _UnreachableError:
+def _unreachable(at: _Repository, error: Exception) -> _UnreachableError:
     return _UnreachableError(
         f"the model hub could not be reached for {at} ({_short(error)})",
         f"Check the network and HF_ENDPOINT, or {at.otherwise}. What was downloaded is kept, and "

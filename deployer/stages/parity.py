@@ -1,4 +1,4 @@
-"""Parity: a converted model must tokenize and prompt exactly as its checkpoint did.
+"""Parity: a converted model must tokenize, prompt and place tokens exactly as its checkpoint did.
 
 The converter's process answers `QUESTION` with the checkpoint's own tokenizer, and the engine with
 the converted file when it is scored; the two answers must be equal.
@@ -6,6 +6,8 @@ the converted file when it is scored; the two answers must be equal.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,9 +53,9 @@ def require_equal(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
     problems = differences(before, after)
     if problems:
         raise StageError(
-            f"the converted model does not tokenize like its checkpoint: {problems[0]}"
+            f"the converted model is not like its checkpoint: {problems[0]}"
             + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""),
-            "The converter does not know this tokenizer well; serving it would change answers.",
+            "The converter does not know this model well; serving it would change answers.",
         )
     return {"strings": len(TRICKY_STRINGS), "chat_template": before["rendered"] is not None}
 
@@ -61,7 +63,8 @@ def require_equal(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
 def require_same_files(before: Path, after: Path) -> dict[str, Any]:
     """What a manifest says of a quantized checkpoint whose tokenizer files are the source's.
 
-    Raises StageError naming a file of folder `before` that is missing or different in `after`.
+    Raises StageError naming a file of folder `before` that is missing or different in `after`, and
+    where config.json says another base of the rotary embedding.
     """
     names = sorted({path.name for pattern in TOKENIZER_FILES for path in before.glob(pattern)})
     for name in names:
@@ -70,6 +73,12 @@ def require_same_files(before: Path, after: Path) -> dict[str, Any]:
                 f"quantizing changed {name}; the model would tokenize or prompt differently",
                 "Choose another quantization.tool.",
             )
+    ours, theirs = _rope_theta(before), _rope_theta(after)
+    if not _same_theta(ours, theirs):
+        raise StageError(
+            f"quantizing changed the base of the rotary embedding from {ours:g} to {theirs:g}",
+            "The tool does not know this checkpoint's config.json; choose another.",
+        )
     return {"unchanged_files": names}
 
 
@@ -90,7 +99,25 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         for name in ("bos", "eos", "vocab_size")
         if before[name] != after[name]
     ]
+    if not _same_theta(before.get("rope_theta"), after.get("rope_theta")):
+        problems.append(
+            f"the base of the rotary embedding is {before['rope_theta']:g} before and "
+            f"{after['rope_theta']:g} after"
+        )
     return problems
+
+
+def _same_theta(before: float | None, after: float | None) -> bool:
+    """Whether two bases agree; one that a side does not name cannot be compared."""
+    return before is None or after is None or math.isclose(before, after, rel_tol=1e-3)
+
+
+def _rope_theta(checkpoint: Path) -> float | None:
+    """The base of the rotary embedding in a config.json; None where it is not one number."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config") or config
+    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta")
+    return float(theta) if isinstance(theta, int | float) else None
 
 
 def _some(ids: list[int]) -> str:

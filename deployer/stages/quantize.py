@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deployer.command import Command
 from deployer.errors import StageError
 from deployer.quantizers import CalibrationSet, QuantizeJob, choose_quantizer
-from deployer.stages.context import StageContext, read_text
+from deployer.stages.context import StageContext
+from deployer.stages.disjoint import require_disjoint
 from deployer.stages.parity import require_same_files
 from deployer.stages.weights import describe
 from deployer.store import require_space
@@ -19,7 +19,6 @@ from deployer.store import require_space
 IMATRIX = "imatrix.gguf"
 REPORTED = ("samples", "tokens", "layers_quantized", "layers_ignored")
 """What of a worker's response is kept."""
-_LONG_LINE = 40
 _CHUNKS = re.compile(r"computing over (\d+) chunks")
 
 
@@ -31,7 +30,7 @@ def run(job: QuantizeJob, evaluation_text: Path, context: StageContext) -> Mappi
     wanted = job.quantization
     quantizer = choose_quantizer(wanted, job.device).quantizer
     if job.calibration:
-        require_disjoint(job.calibration.path, evaluation_text)
+        require_disjoint(job.calibration.path, evaluation_text, context)
     before = describe(job.source)
     require_space(job.target.parent, before["tensor_bytes"], "quantizing")
     context.toolchain(quantizer.toolchain(job.device))
@@ -74,7 +73,7 @@ def make_imatrix(
             "an importance matrix is made of plain text, not of chats",
             "Set calibration.text, or calibration.file to a .txt file.",
         )
-    require_disjoint(calibration.path, evaluation_text)
+    require_disjoint(calibration.path, evaluation_text, context)
     context.toolchain("llama-cpp-native")
     arguments = (
         "-m", str(source), "-f", str(calibration.path), "-o", str(folder / IMATRIX),
@@ -96,47 +95,3 @@ def make_imatrix(
             "Give a longer calibration.text, or lower calibration.samples.",
         )
     return {"chunks": used}
-
-
-def require_disjoint(calibration: Path, evaluation: Path) -> None:
-    """Raise StageError where the two share a line of prose; compares lines of text, any spacing.
-
-    Of chats (JSONL) the lines of every message count. A parquet file is not looked into.
-    """
-    if calibration.suffix == ".parquet":
-        return
-    shared = _lines(_prose(calibration)) & _lines(read_text(evaluation))
-    if shared:
-        raise StageError(
-            f"the calibration set and the evaluation text share {len(shared)} lines, for "
-            f"example: {min(shared)[:60]!r}",
-            "Quality measured on calibration text looks better than it is: use another text.",
-        )
-
-
-def _prose(path: Path) -> str:
-    """A text file as it is; of a JSONL file all strings."""
-    text = read_text(path)
-    if path.suffix not in (".jsonl", ".json"):
-        return text
-    return "\n".join(found for line in text.splitlines() for found in _strings(_parsed(line)))
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line  # the quantizer's worker names the line
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
-
-
-def _lines(text: str) -> set[str]:
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return {line for line in lines if len(line) >= _LONG_LINE}

@@ -301,6 +301,14 @@ SPECS: dict[str, ToolchainSpec] = {
             needs_mb=1500,
             from_source=("rouge-score", "sqlitedict", "word2number"),
         ),
+        ToolchainSpec(
+            name="parquet",
+            purpose="read parquet files of data sets",
+            lock="parquet.txt",
+            imports=("pyarrow.parquet",),
+            versions=("pyarrow",),
+            needs_mb=250,
+        ),
     )
 }
 

@@ -10,6 +10,9 @@ Its distributions are the softmax of what was kept, computed in 32 bits and summ
 """
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -17,6 +20,8 @@ from _protocol import WorkerError, finite
 
 BLOCK_ROWS = 8
 """Rows computed at once: as many as stay in the processor's cache; 32 take three times as long."""
+MOST_THREADS = 8
+"""Blocks computed side by side at most; memory is the limit sooner than processors."""
 _LOWEST = numpy.float32(-65504.0)
 _REBIAS = numpy.float32(2.0**112)
 """What the exponents of float32 and float16 are apart."""
@@ -40,6 +45,7 @@ class Distributions:
         self._reference = _Reference(Path(reference), ids_sha256) if reference else None
         self.kld = [] if reference else None
         self.cosine = [] if self._reference and self._reference.width else None
+        self._pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
 
     def add(self, logits, hidden, targets):
         """Take float32 `logits` [rows, vocabulary] and `hidden` [rows, width] or None.
@@ -50,34 +56,63 @@ class Distributions:
             self._reference.check(logits.shape[1])
         if hidden is None:
             self.cosine = None
-        with numpy.errstate(invalid="ignore"):  # garbage is found by its loss
-            for start in range(0, len(targets), BLOCK_ROWS):
-                rows = slice(start, start + BLOCK_ROWS)
-                self._add(logits[rows], None if hidden is None else hidden[rows], targets[rows])
-
-    def _add(self, logits, hidden, targets):
         first = len(self.nll)
+
+        def look(start):
+            rows = slice(start, start + BLOCK_ROWS)
+            states = None if hidden is None else hidden[rows]
+            return self._look(logits[rows], states, targets[rows], first + start)
+
+        for said in self._pool.map(look, range(0, len(targets), BLOCK_ROWS)):
+            self._take(said)
+
+    def _look(self, logits, hidden, targets, first):
+        """What the rows of one block say; the first of them is the scored token number `first`."""
         rows = numpy.arange(len(logits))
-        choices = logits.argmax(axis=1)
-        shifted = logits - logits[rows, choices][:, None]
-        log_total = numpy.log(numpy.exp(shifted).sum(axis=1, dtype=numpy.float64))
-        losses = log_total - shifted[rows, targets]
-        self.nll += [finite(loss, f"the loss at token {first + row}") for row, loss in
-                     enumerate(losses.tolist())]  # fmt: skip
-        self.top1 += choices.tolist()
+        with numpy.errstate(invalid="ignore"):  # garbage is found by its loss
+            top1 = logits.argmax(axis=1)
+            shifted = logits - logits[rows, top1][:, None]
+            log_total = numpy.log(numpy.exp(shifted).sum(axis=1, dtype=numpy.float64))
+            nll = (log_total - shifted[rows, targets]).tolist()
+        said = _Said(nll, top1.tolist())
+        for row, loss in enumerate(nll):
+            finite(loss, f"the loss at token {first + row}")
         if self._kept:
-            self._kept.write(shifted, hidden)
+            said.kept = to_half(shifted), hidden
         if self._reference:
             kept, theirs = self._reference.rows(first, len(logits))
             there = slice(len(kept))
-            self.kld += _divergence(kept, shifted[there], log_total[there]).tolist()
+            said.kld = _divergence(kept, shifted[there], log_total[there]).tolist()
             if self.cosine is not None:
-                self.cosine += _cosine(hidden[there], theirs).tolist()
+                said.cosine = _cosine(hidden[there], theirs).tolist()
+        return said
+
+    def _take(self, said):
+        self.nll += said.nll
+        self.top1 += said.top1
+        if self._kept:
+            self._kept.write(*said.kept)
+        if self._reference:
+            self.kld += said.kld
+            if self.cosine is not None:
+                self.cosine += said.cosine
 
     def finish(self):
         """Complete the kept files."""
+        self._pool.shutdown()
         if self._kept:
             self._kept.finish(self._ids)
+
+
+@dataclass
+class _Said:
+    """What a block of rows says; see Distributions."""
+
+    nll: list
+    top1: list
+    kld: list = ()
+    cosine: list = ()
+    kept: tuple = ()
 
 
 def _divergence(kept, shifted, log_total):
@@ -128,11 +163,11 @@ class _Kept:
         self._hidden = (folder / HIDDEN).open("wb")
         self._tokens = self._vocabulary = self._width = 0
 
-    def write(self, shifted, hidden):
-        self._vocabulary = shifted.shape[1]
+    def write(self, half, hidden):
+        self._vocabulary = half.shape[1]
         room = KEPT_BYTES // (2 * self._vocabulary) - self._tokens
-        rows = slice(min(len(shifted), room))
-        self._logits.write(shifted[rows].astype(numpy.float16).data)
+        rows = slice(min(len(half), room))
+        self._logits.write(half[rows].data)
         if hidden is not None:
             self._width = hidden.shape[1]
             self._hidden.write(hidden[rows].astype(numpy.float16).data)

@@ -5,6 +5,7 @@ from _llama_template import render
 
 def answer(model, gguf, strings, messages):
     """As `checkpoint_parity` answers; `model` is a LlamaModel of the file `gguf`."""
+    architecture = model.metadata("general.architecture")
     rendered = None
     # Without a template of the model's own the server would silently use a common one.
     if model.metadata("tokenizer.chat_template") and messages:
@@ -16,8 +17,9 @@ def answer(model, gguf, strings, messages):
         "bos": _number(model.metadata("tokenizer.ggml.bos_token_id")),
         "eos": _number(model.metadata("tokenizer.ggml.eos_token_id")),
         "vocab_size": model.vocabulary,
+        "rope_theta": _number(model.metadata(f"{architecture}.rope.freq_base"), float),
     }
 
 
-def _number(text):
-    return None if text is None else int(text)
+def _number(text, kind=int):
+    return None if text is None else kind(text)

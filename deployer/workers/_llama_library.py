@@ -8,6 +8,7 @@ anything else is done with it.
 
 import ctypes
 import os
+import sys
 from ctypes import (
     POINTER,
     c_bool,
@@ -111,6 +112,7 @@ _POINTER_RESULTS = (
     "llama_model_load_from_file", "llama_model_get_vocab", "llama_init_from_model",
     "llama_get_memory",
 )  # fmt: skip
+_WARNING, _ERROR = 3, 4  # ggml's log levels
 _HALF = 1  # ggml's number of the type f16
 _NO_POOLING = 0
 _MODEL_DEFAULTS = {
@@ -141,8 +143,16 @@ _CONTEXT_DEFAULTS = {
 """What the library's defaults are; a layout that does not fit reads something else."""
 
 
+@ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
+def _log(level, text, _):
+    """Only warnings and errors: llama.cpp tells a thousand lines of each model it loads."""
+    if level in (_WARNING, _ERROR):
+        sys.stderr.write(text.decode("utf-8", "replace"))
+
+
 def _load():
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    library.llama_log_set(_log, None)
     library.llama_model_default_params.restype = _ModelParams
     library.llama_context_default_params.restype = _ContextParams
     library.llama_batch_init.restype = _Batch

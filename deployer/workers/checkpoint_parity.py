@@ -1,9 +1,9 @@
 """What a checkpoint's own tokenizer says of some strings and a conversation.
 
 Request: {checkpoint, strings: [text], messages: [{role, content}]}. Response: {ids: [[id]],
-rendered: text | null, rendered_ids: [id] | null, bos, eos, vocab_size}. Ids are without special
-tokens at the ends; special tokens within a string are recognized. `_gguf_parity` answers the same
-for the converted file, and the two must be equal.
+rendered: text | null, rendered_ids: [id] | null, bos, eos, vocab_size, rope_theta}. Ids are without
+special tokens at the ends; special tokens within a string are recognized. `_gguf_parity` answers
+the same for the converted file, and the two must be equal.
 """
 
 import json
@@ -25,6 +25,7 @@ def main(request):
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False)
 
+    config = _config(request["checkpoint"])
     rendered = None
     if tokenizer.chat_template and request["messages"]:
         rendered = _render(tokenizer, request["messages"])
@@ -34,7 +35,8 @@ def main(request):
         "rendered_ids": None if rendered is None else encode(rendered),
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
-        "vocab_size": max(len(tokenizer), _configured_vocabulary(request["checkpoint"])),
+        "vocab_size": max(len(tokenizer), int(config.get("vocab_size") or 0)),
+        "rope_theta": _rope_theta(config),
     }
 
 
@@ -74,10 +76,16 @@ def _render(tokenizer, messages):
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _configured_vocabulary(checkpoint):
-    """The number of rows of the embedding: converters pad the vocabulary to it."""
+def _config(checkpoint):
+    """The language model's part of config.json."""
     config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
-    return int((config.get("text_config") or config).get("vocab_size") or 0)
+    return config.get("text_config") or config
+
+
+def _rope_theta(config):
+    """The base of the rotary embedding, None where it is not one number."""
+    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta")
+    return float(theta) if isinstance(theta, int | float) else None
 
 
 if __name__ == "__main__":

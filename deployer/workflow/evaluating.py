@@ -18,6 +18,7 @@ from deployer.errors import UsageError
 from deployer.home import Home
 from deployer.memo import DigestMemo
 from deployer.planning import PlannedStage
+from deployer.planning.mixing import Sensitivity, curve
 from deployer.progress import Progress
 from deployer.quality import in_words
 from deployer.recipe import Quality, Recipe, override_recipe
@@ -37,7 +38,8 @@ _DECIDES = ("*.gguf", "*.safetensors", "*.json", "*.jinja", "*.model")
 class Evaluation:
     """What was measured of a bundle; `missed` says in words which limits do not hold.
 
-    `kld` is the KL divergence of each token in nats, empty without a 16-bit model.
+    `kld` is the KL divergence of each token in nats, empty without a 16-bit model; `sensitivity`
+    is what a bundle of mixed precision was chosen from.
     """
 
     bundle: Bundle
@@ -45,6 +47,7 @@ class Evaluation:
     limits: Quality
     missed: tuple[str, ...]
     kld: tuple[float, ...]
+    sensitivity: dict[str, Any] | None
     folder: Path
     seconds: float
 
@@ -99,6 +102,7 @@ def evaluate(
         recipe.quality,
         missed,
         tuple(scored.info["kld"] or ()),
+        _sensitivity(run, bundle, record),
         home.evaluations / f"{named}-{secrets.token_hex(3)}",
         time.monotonic() - started,
     )
@@ -131,9 +135,27 @@ def _of_bundle(planned: PlannedStage, bundle: Bundle, home: Home) -> PlannedStag
     return replace(planned, key=json_digest({"weights": digests, "as": planned.key}))
 
 
+def _sensitivity(run: Execution, bundle: Bundle, record: dict[str, Any]) -> dict[str, Any] | None:
+    """What the bundle's mix was chosen from, and where the bundle itself came to lie."""
+    planned = run.plan.stage("sensitivity")
+    found = run.store.find("sensitivity", planned.key) if planned else None
+    if found is None:
+        return None
+    table = Sensitivity.from_report(found.info)
+    bits, mean = bundle.manifest.bits_per_weight, record["kl_divergence"]["mean"]
+    here = {"name": bundle.manifest.name, "bits_per_weight": bits, "kl_divergence": mean}
+    return {
+        "groups": found.info["groups"],
+        "curve": [mix.as_json(table) for mix in curve(table)],
+        "references": [here],
+    }
+
+
 def _store(done: Evaluation) -> None:
     done.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(done.folder / RESULT, json.dumps(done.as_json(), indent=1))
     name, limits = done.bundle.manifest.name, done.limits.model_dump()
-    page = report.quality_html(done.record, name=name, limits=limits, kld=done.kld)
+    page = report.quality_html(
+        done.record, done.sensitivity, name=name, limits=limits, kld=done.kld
+    )
     write_atomically(done.folder / PAGE, page)

@@ -6,10 +6,11 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from deployer.artifacts import Artifact, Bundle, Digests
+from deployer.artifacts import Artifact, Bundle, Digests, file_digest
 from deployer.engines import engine_named
 from deployer.home import Home
 from deployer.planning import Machine, Plan, PlannedStage, check_shape
@@ -17,8 +18,9 @@ from deployer.planning.mixing import Mix, Sensitivity, choose_mix, mixed_job
 from deployer.progress import Progress
 from deployer.quantizers import CalibrationSet, QuantizeJob
 from deployer.stages import (
-    calibration,
     convert,
+    dataset,
+    disjoint,
     evaluate,
     fetch,
     package,
@@ -43,7 +45,7 @@ class StageOutcome:
 
 def folder_of(stage: PlannedStage) -> str:
     """The store's folder of a stage: those that run the same code share theirs, and results."""
-    return {"baseline": "evaluate", "gguf": "convert"}.get(stage.name, stage.name)
+    return "convert" if stage.name == "gguf" else stage.name
 
 
 class Execution:
@@ -82,7 +84,9 @@ class Execution:
         return self._package(weights, self._checkpoint(fetched), quality)
 
     def fetch(self) -> Artifact:
+        """The source; before it, since that is soon done, the evaluation text."""
         recipe, source = self.plan.recipe, self.plan.source
+        _ = self.evaluation_text
         fetched = self.stage("fetch", lambda f: fetch.run(recipe.source, source, f, self.context))
         checkpoint = self._checkpoint(fetched)
         if checkpoint and source.shape is None:  # what the plan could not know
@@ -105,7 +109,7 @@ class Execution:
 
     def _quantize(self, baseline: Artifact) -> Artifact:
         recipe = self.plan.recipe
-        source = weights_in(baseline.root)
+        source, text = weights_in(baseline.root), self.evaluation_text
         calibration_set = self._calibration_set()
         imatrix = self._imatrix(source, calibration_set)
         chosen = self._mix(baseline, calibration_set, imatrix)
@@ -120,8 +124,8 @@ class Execution:
                 calibration_set if recipe.quantization.calibrated else None,
             )
             if chosen is None:
-                return quantize.run(job, evaluation_text(recipe), self.context)
-            made = quantize.run(mixed_job(job, *chosen), evaluation_text(recipe), self.context)
+                return quantize.run(job, text, self.context)
+            made = quantize.run(mixed_job(job, *chosen), text, self.context)
             return {**made, "report": {**made["report"], "mixed": chosen[1].as_json(chosen[0])}}
 
         return self.stage("quantize", run)
@@ -129,7 +133,7 @@ class Execution:
     def _imatrix(self, source: Path, calibration_set: CalibrationSet) -> Path | None:
         if not self.plan.stage("imatrix"):
             return None
-        text = evaluation_text(self.plan.recipe)
+        text = self.evaluation_text
         made = self.stage(
             "imatrix",
             lambda f: quantize.make_imatrix(calibration_set, text, source, f, self.context),
@@ -145,7 +149,7 @@ class Execution:
     def _sensitivity(
         self, baseline: Artifact, calibration_set: CalibrationSet, imatrix: Path | None
     ) -> Artifact:
-        quantize.require_disjoint(calibration_set.path, evaluation_text(self.plan.recipe))
+        disjoint.require_disjoint(calibration_set.path, self.evaluation_text, self.context)
         model = baseline
         if self.plan.stage("gguf"):
             model = self._convert("gguf", baseline.root / CHECKPOINT)
@@ -174,11 +178,41 @@ class Execution:
         kind: Literal["text", "chats", "rows"] = "chats" if chosen.chats else "text"
         path = calibration_file(self.plan.recipe)
         if self.plan.stage("calibration"):
-            pinned = {k: str(v) for k, v in self.planned("calibration").settings.items()}
-            fetched = self.stage("calibration", lambda f: calibration.run(pinned, f, self.context))
+            pinned = self._pinned("calibration")
+            fetched = self.stage(
+                "calibration", lambda f: dataset.fetch_calibration(pinned, f, self.context)
+            )
             path = fetched.root / fetched.info["name"]
             kind = "text" if path.suffix == ".txt" else "rows"
         return CalibrationSet(path, kind, chosen.samples, chosen.length)
+
+    @cached_property
+    def evaluation_text(self) -> Path:
+        """What is scored; fetched first where it lies on a hub."""
+        if not self.plan.stage("evaluation-text"):
+            return evaluation_text(self.plan.recipe)
+        pinned = self._pinned("evaluation-text")
+        fetched = self.stage(
+            "evaluation-text", lambda f: dataset.fetch_evaluation(pinned, f, self.context)
+        )
+        return fetched.root / str(fetched.info["name"])
+
+    def _corpus(self) -> dict[str, str]:
+        """Which text was scored, for the quality record."""
+        text = self.evaluation_text
+        if not self.plan.stage("evaluation-text"):
+            digest = self.planned("evaluate").settings["text"]
+            return {"corpus": text.name, "corpus_sha256": digest}
+        pinned = self._pinned("evaluation-text")
+        return {
+            "corpus": f"{pinned['dataset']} {pinned['file']}",
+            "corpus_sha256": file_digest(text),
+            "corpus_revision": pinned["revision"],
+        }
+
+    def _pinned(self, stage: str) -> dict[str, str]:
+        """The file of a hub's data set that a stage fetches: dataset, revision, file."""
+        return {name: str(value) for name, value in self.planned(stage).settings.items()}
 
     def _evaluate(self, baseline: Artifact, weights: Artifact) -> dict[str, Any]:
         """The quality record; raises StageError where a converted model tokenizes differently."""
@@ -196,11 +230,9 @@ class Execution:
         """The scores of the 16-bit model, and its distributions; made once for a checkpoint."""
         planned = self.planned("baseline")
         weights = weights_in(baseline.root)
-        scored = self.stage(
+        return self.stage(
             "baseline", lambda f: self.score(planned, weights, f, None, "score the 16-bit model")
         )
-        self._require_parity(baseline, scored.info)
-        return scored
 
     def score(
         self,
@@ -215,7 +247,7 @@ class Execution:
         scoring = engine_named(recipe.target.engine).scoring(self.plan.device)
         settings = {k: v for k, v in planned.settings.items() if k != "text"}
         return evaluate.run(
-            weights, scoring, settings, evaluation_text(recipe), title, self.context, folder,
+            weights, scoring, settings, self.evaluation_text, title, self.context, folder,
             reference.root if reference else None,
         )  # fmt: skip
 
@@ -223,14 +255,9 @@ class Execution:
         self, baseline: Artifact, scores: Mapping[str, Any], reference: Artifact | None
     ) -> dict[str, Any]:
         """The quality record of scores; raises StageError where a model tokenizes differently."""
-        self._require_parity(baseline, scores)
-        text = evaluation_text(self.plan.recipe)
-        digest = self.planned("evaluate").settings["text"]
-        return evaluate.compare(scores, reference.info if reference else None, text, digest)
-
-    def _require_parity(self, baseline: Artifact, scores: Mapping[str, Any]) -> None:
         if self.plan.stage("convert"):
             self.parity = parity.require_equal(baseline.info["parity"], scores["parity"])
+        return evaluate.compare(scores, reference.info if reference else None, self._corpus())
 
     def _package(
         self,

@@ -24,7 +24,7 @@ from deployer.planning import (
 )
 from deployer.recipe import TEXTS, Recipe, read_recipe
 from deployer.serving.facts import find_facts
-from deployer.stages import calibration, fetch
+from deployer.stages import dataset, fetch
 from deployer.stages.weights import CHECKPOINT, shape_in
 from deployer.store import Store
 from deployer.toolchains.host import this_host
@@ -67,16 +67,19 @@ def _known_shape(
 
 def _digests(recipe: Recipe) -> Texts:
     """The digests of the texts a build reads; those it does not read are not asked for."""
-    evaluation = file_digest(evaluation_text(recipe))
+    scored = dataset.resolve(recipe.quality)
     wanted = recipe.quantization
-    pinned = calibration.resolve(recipe.calibration) if wanted.reads_calibration else None
-    if pinned:
-        return Texts(evaluation, json_digest(pinned), pinned)
-    return Texts(evaluation, file_digest(calibration_file(recipe)))
+    tuned_on = dataset.resolve(recipe.calibration) if wanted.reads_calibration else None
+    return Texts(
+        json_digest(scored) if scored else file_digest(evaluation_text(recipe)),
+        json_digest(tuned_on) if tuned_on else file_digest(calibration_file(recipe)),
+        tuned_on,
+        scored,
+    )
 
 
 def evaluation_text(recipe: Recipe) -> Path:
-    """The text that quality is measured on: the recipe's, or the one that ships."""
+    """The text that quality is measured on, where it is no data set of a hub."""
     return _text("evaluation", recipe.quality.text)
 
 

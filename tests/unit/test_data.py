@@ -5,9 +5,10 @@ from itertools import product
 
 import pytest
 from guard import REPOSITORY
+from stage_doubles import FakeContext
 
 from deployer.recipe import TEXTS, read_recipe
-from deployer.stages.quantize import require_disjoint
+from deployer.stages.disjoint import require_disjoint
 from deployer.workflow.planned import DATA, calibration_file, evaluation_text
 
 HAN = re.compile(r"[^\u3400-\u9fff]")
@@ -26,8 +27,9 @@ def runs(content: str) -> set[str]:
 
 
 @pytest.mark.parametrize("language", TEXTS)
-def test_no_paragraph_stands_in_both_texts_of_a_language(language):
-    require_disjoint(DATA / f"calibration-{language}.txt", DATA / f"evaluation-{language}.txt")
+def test_no_paragraph_stands_in_both_texts_of_a_language(language, tmp_path):
+    calibration, evaluation = (DATA / f"{p}-{language}.txt" for p in ("calibration", "evaluation"))
+    require_disjoint(calibration, evaluation, FakeContext(tmp_path))
     parts = [set(text(p, language).split("\n\n")) for p in ("calibration", "evaluation")]
     assert all(parts) and not parts[0] & parts[1]
 

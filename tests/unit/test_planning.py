@@ -181,6 +181,30 @@ def test_a_calibration_set_of_a_hub_is_a_stage_of_its_own() -> None:
     assert stages == ["fetch", "calibration", "quantize", "baseline", "evaluate", "package"]
 
 
+def scored_on(file: str, revision: str = "0" * 40) -> Texts:
+    dataset = {"dataset": "a/b", "revision": revision, "file": file}
+    return dataclasses.replace(TEXTS, evaluation="d" * 64, evaluation_dataset=dataset)
+
+
+def test_an_evaluation_text_of_a_hub_is_a_stage_before_the_scorings() -> None:
+    before, after = plan(texts=scored_on("c.txt")), plan(texts=scored_on("c.txt", "1" * 40))
+    names = [stage.name for stage in before.stages]
+    assert names == ["evaluation-text", *(stage.name for stage in plan().stages)]
+    assert changed(before, after) == {"evaluation-text", "baseline", "evaluate", "package"}
+    assert "a/b" in before.stages[0].summary
+
+
+@pytest.mark.parametrize(("file", "tools"), [("c.parquet", ("parquet",)), ("c.jsonl", ())])
+def test_only_parquet_files_take_a_toolchain_of_their_own(
+    file: str, tools: tuple[str, ...]
+) -> None:
+    stage = plan(texts=scored_on(file)).stage("evaluation-text")
+    assert stage and stage.toolchains == tools
+    dataset = {"dataset": "a/b", "revision": "0" * 40, "file": file}
+    tuned = plan(*VLLM, texts=dataclasses.replace(TEXTS, dataset=dataset)).stage("quantize")
+    assert tuned and tuned.toolchains == ("llm-compressor", *tools)
+
+
 def test_vllm_loads_no_gguf_file() -> None:
     with pytest.raises(PlanError, match="vllm loads checkpoints"):
         plan(*VLLM, source=GGUF)
@@ -294,7 +318,8 @@ AFTER = {
     "convert": {"convert", "imatrix", "quantize", "baseline", "evaluate", "package"},
     "imatrix": {"imatrix", "quantize", "evaluate", "package"},
     "quantize": {"quantize", "evaluate", "package"},
-    "evaluate": {"baseline", "evaluate", "package"},
+    "baseline": {"baseline", "evaluate", "package"},
+    "evaluate": {"evaluate", "package"},
     "package": {"package"},
 }
 
@@ -309,9 +334,11 @@ def test_new_code_of_a_stage_changes_it_and_what_follows(
     assert changed(before, plan(*IMATRIX)) == AFTER[stage]
 
 
-def test_the_baseline_of_one_recipe_is_the_evaluation_of_another() -> None:
+def test_every_recipe_of_a_checkpoint_has_the_same_baseline() -> None:
     """Scoring the 16-bit model is done once, whichever recipe asks for it."""
-    assert keys(plan())["baseline"] == keys(plan("quantization={method: none}"))["evaluate"]
+    others = ("quantization.scheme=q8_0", "quality.max_perplexity=50.0", "name=other")
+    assert {keys(plan(other))["baseline"] for other in others} == {keys(plan())["baseline"]}
+    assert "baseline" not in keys(plan("quantization={method: none}"))
 
 
 # What cannot be carried out

@@ -371,6 +371,32 @@ def test_there_is_one_calibration_set(write: Write, calibration: str, words: str
     assert any(words in problem.message for problem in problems)
 
 
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        ("{text: en, dataset: a/b, file: c.txt}", "give one of text, dataset"),
+        ("{dataset: a/b}", "name the file"),
+        ("{file: c.txt}", "belong together"),
+        ("{revision: main}", "revision belongs to dataset"),
+        ("{dataset: nowhere, file: c.txt}", "form"),
+    ],
+)
+def test_there_is_one_evaluation_text(write: Write, quality: str, words: str) -> None:
+    problems = problems_of(write(MINIMAL + f"quality: {quality}\n"))
+    assert any(words in problem.message for problem in problems)
+
+
+def test_naming_another_text_replaces_the_one_of_the_file(write: Write) -> None:
+    path = write(MINIMAL + "quality: {text: zh}\n")
+    by_hub = ["quality.file=c.parquet", "quality.dataset=a/b", "quality.revision=v1"]
+    quality = read_recipe(path, by_hub).quality
+    assert (quality.text, quality.dataset, quality.file) == (None, "a/b", "c.parquet")
+    assert quality.revision == "v1"
+    taken = read_recipe(path, by_hub).model_dump(mode="json")
+    quality = override_recipe(taken, ["quality.text=en"]).quality
+    assert (quality.text, quality.dataset, quality.file, quality.revision) == ("en", *[None] * 3)
+
+
 def test_adapters_are_found_beside_the_recipe(write: Write, tmp_path: Path) -> None:
     section = "quantization:\n  method: gguf\n  scheme: q4_0\n"
     text = MINIMAL.replace(section, "quantization: {method: none}\ntarget: {engine: vllm}\n")
@@ -791,3 +817,19 @@ def test_any_value_in_a_section_is_taken_or_refused(
     data = {**yaml.safe_load(MINIMAL), section: value}
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     read_anything(path)
+
+
+def test_a_sealed_recipe_of_an_older_release_can_still_be_served() -> None:
+    sealed = override_recipe(MINIMAL_SEALED, ()).model_dump(mode="json")
+    sealed["quality"]["tokens"] = 256
+    sealed["serve"]["vllm"]["forgotten"] = 1
+    sealed["left_out"] = {}
+    assert override_recipe(sealed, ["serve.port=9000"]).serve.port == 9000
+    with pytest.raises(RecipeError, match=r"quality\.tokens"):
+        override_recipe(sealed, ["quality.tokens=9"])
+
+
+MINIMAL_SEALED: dict[str, Any] = {
+    "version": 1, "name": "tiny", "source": {"package": "some-model==1.0"},
+    "quantization": {"method": "gguf", "scheme": "q4_0"},
+}  # fmt: skip

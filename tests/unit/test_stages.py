@@ -23,7 +23,7 @@ from deployer.quantizers import CalibrationSet, QuantizeJob
 from deployer.recipe import Quality, Quantization, Source, override_recipe
 from deployer.stages import context as context_module
 from deployer.stages import convert, evaluate, fetch, package, parity, quantize
-from deployer.stages.context import StageContext
+from deployer.stages.context import StageContext, read_text
 from deployer.toolchains import environment
 from deployer.toolchains.installation import Toolchain
 from deployer.toolchains.specs import Host
@@ -247,7 +247,7 @@ def test_equal_answers_are_told_in_the_manifest() -> None:
 def test_other_token_ids_stop_the_build() -> None:
     ids = [*AGREE["ids"]]
     ids[1] = list(range(20))
-    with pytest.raises(StageError, match="does not tokenize like its checkpoint") as caught:
+    with pytest.raises(StageError, match="is not like its checkpoint") as caught:
         parity.require_equal(AGREE, {**AGREE, "ids": ids})
     assert repr(parity.TRICKY_STRINGS[1]) in caught.value.message
     assert "…" in caught.value.message
@@ -268,6 +268,14 @@ def test_other_special_tokens_stop_the_build(field: str) -> None:
     assert field.split("_")[0] in problem
 
 
+def test_another_rope_base_stops_the_build() -> None:
+    before = {**AGREE, "rope_theta": 100_000.0}
+    (problem,) = parity.differences(before, {**AGREE, "rope_theta": 10_000.0})
+    assert "100000 before and 10000 after" in problem
+    assert parity.differences(before, {**AGREE, "rope_theta": 100_000.1}) == []
+    assert parity.differences(before, {**AGREE, "rope_theta": None}) == []
+
+
 def test_a_model_without_a_chat_template_is_no_difference() -> None:
     bare = {**AGREE, "rendered": None}
     assert parity.require_equal(bare, bare)["chat_template"] is False
@@ -283,6 +291,23 @@ def test_a_quantizer_must_leave_the_tokenizers_files_alone(tmp_path: Path, damag
         (after / "tokenizer.json").unlink()
     (before / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
     with pytest.raises(StageError, match=r"changed tokenizer\.json"):
+        parity.require_same_files(before, after)
+
+
+@pytest.mark.parametrize("where", ["rope_theta", "rope_parameters"])
+def test_a_quantizer_must_leave_the_rope_base_alone(tmp_path: Path, where: str) -> None:
+    before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after")
+    config = json.loads((before / "config.json").read_text(encoding="utf-8"))
+
+    def write(folder: Path, theta: float) -> None:
+        said = {where: theta} if where == "rope_theta" else {where: {"rope_theta": theta}}
+        (folder / "config.json").write_text(json.dumps({**config, **said}), encoding="utf-8")
+
+    write(before, 100_000.0)
+    write(after, 100_000.0)
+    parity.require_same_files(before, after)
+    write(after, 10_000.0)
+    with pytest.raises(StageError, match="rotary embedding from 100000 to 10000"):
         parity.require_same_files(before, after)
 
 
@@ -336,17 +361,6 @@ def test_a_checkpoint_is_quantized_into_a_folder_and_looked_through(tmp_path: Pa
         quantize.run(job, evaluation, context)
 
 
-def test_chats_that_hold_evaluation_text_are_refused(tmp_path: Path) -> None:
-    line = "A line of evaluation text that is long enough to count."
-    evaluation, chats = tmp_path / "e.txt", tmp_path / "c.jsonl"
-    evaluation.write_text(f"other\n{line}\n", "utf-8")
-    chats.write_text(json.dumps({"messages": [{"role": "user", "content": f"a\n{line}"}]}), "utf-8")
-    with pytest.raises(StageError, match="share 1 lines"):
-        quantize.require_disjoint(chats, evaluation)
-    chats.write_text('{"messages": []}\nno JSON at all\n', "utf-8")
-    quantize.require_disjoint(chats, evaluation)
-
-
 def imatrix(tmp_path: Path, log: str, calibration: str = "c", written: bool = True) -> Any:
     text, evaluation = tmp_path / "c.txt", tmp_path / "e.txt"
     text.write_text(calibration, encoding="utf-8")
@@ -390,16 +404,11 @@ def test_calibration_text_that_is_also_evaluation_text_is_refused(tmp_path: Path
     assert "A line of evaluation text" in caught.value.message
 
 
-def test_the_texts_that_ship_share_no_line() -> None:
-    data = Path(quantize.__file__).parent.parent / "data"
-    quantize.require_disjoint(data / "calibration-en.txt", data / "evaluation-en.txt")
-
-
 def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(b"caf\xe9")
     with pytest.raises(StageError, match="not UTF-8"):
-        quantize.read_text(path)
+        read_text(path)
     with pytest.raises(StageError, match="not UTF-8"):
         evaluate.run(path, SCORING, RULE, path, "measure", FakeContext(tmp_path), tmp_path)
 
@@ -420,7 +429,7 @@ def scores(perplexity: float, **changes: Any) -> dict[str, Any]:
 
 
 def compare(ours: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Any]:
-    return evaluate.compare(ours, baseline, Path("text.txt"), "d")
+    return evaluate.compare(ours, baseline, {"corpus": "text.txt", "corpus_sha256": "d"})
 
 
 def test_what_a_scorer_is_asked(tmp_path: Path) -> None:

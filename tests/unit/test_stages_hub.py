@@ -342,6 +342,10 @@ TEXTS = {
 }
 
 
+def pinned(file: str) -> dict[str, str]:
+    return {"dataset": DATASET, "revision": COMMIT, "file": file}
+
+
 @pytest.fixture
 def texts(fake: FakeHub) -> FakeHub:
     fake.files = dict(TEXTS)
@@ -353,8 +357,8 @@ def test_a_file_of_a_data_set_is_downloaded(
     texts: FakeHub, tmp_path: Path, step: Step, name: str
 ) -> None:
     target = tmp_path / "set" / "calibration"
-    assert hub.resolve_dataset_revision(DATASET, "v1") == COMMIT
-    hub.download_dataset_file(DATASET, COMMIT, name, target, tmp_path / "cache", step)
+    assert hub.resolve_dataset_revision(DATASET, "v1", "quality") == COMMIT
+    hub.download_dataset_file(pinned(name), "quality", target, tmp_path / "cache", step)
     assert target.read_bytes() == TEXTS[name]
     assert target.is_file() and not target.is_symlink()
     others = [other for other in TEXTS if other != name]
@@ -363,18 +367,20 @@ def test_a_file_of_a_data_set_is_downloaded(
 
 def test_a_commit_of_a_data_set_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", None)
-    assert hub.resolve_dataset_revision(DATASET, COMMIT) == COMMIT
+    assert hub.resolve_dataset_revision(DATASET, COMMIT, "quality") == COMMIT
 
 
+@pytest.mark.parametrize("section", ["calibration", "quality"])
 @pytest.mark.parametrize("name", ["load.py", "samples.pkl", "archive.zip", "train"])
 def test_files_that_could_run_code_are_refused_before_any_request(
-    texts: FakeHub, tmp_path: Path, step: Step, name: str
+    texts: FakeHub, tmp_path: Path, step: Step, name: str, section: Any
 ) -> None:
     with pytest.raises(
         SourceError, match=r"is no \.txt, \.jsonl, \.json, \.parquet file"
     ) as caught:
-        hub.download_dataset_file(DATASET, COMMIT, name, tmp_path / "x", tmp_path / "cache", step)
-    assert "calibration.file" in caught.value.hint
+        fetch = hub.download_dataset_file
+        fetch(pinned(name), section, tmp_path / "x", tmp_path / "cache", step)
+    assert f"{section}.file" in caught.value.hint
     assert texts.requests == []
 
 
@@ -383,7 +389,8 @@ def test_a_file_there_is_not_names_those_there_are(
     texts: FakeHub, tmp_path: Path, step: Step, name: str
 ) -> None:
     with pytest.raises(SourceError, match="has no file") as caught:
-        hub.download_dataset_file(DATASET, COMMIT, name, tmp_path / "x", tmp_path / "cache", step)
+        fetch = hub.download_dataset_file
+        fetch(pinned(name), "quality", tmp_path / "x", tmp_path / "cache", step)
     assert "It has data/train.jsonl, data/train.parquet, notes.TXT" in caught.value.hint
 
 
@@ -393,7 +400,7 @@ def test_a_data_set_file_with_a_wrong_hash_is_deleted(
     texts.lies["data/train.parquet"] = hashlib.sha256(b"other").hexdigest()
     target, cache = tmp_path / "x", tmp_path / "cache"
     with pytest.raises(SourceError, match="does not match the hub's SHA-256"):
-        hub.download_dataset_file(DATASET, COMMIT, "data/train.parquet", target, cache, step)
+        hub.download_dataset_file(pinned("data/train.parquet"), "quality", target, cache, step)
     assert not target.exists()
 
 
@@ -402,15 +409,16 @@ def test_a_data_set_file_with_a_wrong_hash_is_deleted(
     [
         (GATED, "some/texts is gated", "HF_TOKEN"),
         (ABSENT, "no data set some/texts", "HF_TOKEN"),
-        ((404, "RevisionNotFound"), "no revision v1", "calibration.revision"),
-        ((502, ""), "could not be reached", "calibration.text"),
+        ((404, "RevisionNotFound"), "no revision v1", "{section}.revision"),
+        ((502, ""), "could not be reached", "{section}.text"),
     ],
 )
-def test_errors_speak_of_the_data_set(
-    texts: FakeHub, refusal: tuple[int, str], words: str, hint: str
+@pytest.mark.parametrize("section", ["calibration", "quality"])
+def test_errors_speak_of_the_data_set_and_its_section(
+    texts: FakeHub, refusal: tuple[int, str], words: str, hint: str, section: Any
 ) -> None:
     texts.refusal = refusal
     with pytest.raises(SourceError, match=words) as caught:
-        hub.resolve_dataset_revision(DATASET, "v1")
-    assert hint in caught.value.hint
+        hub.resolve_dataset_revision(DATASET, "v1", section)
+    assert hint.format(section=section) in caught.value.hint
     assert "source." not in caught.value.hint

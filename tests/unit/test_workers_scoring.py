@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import sys
@@ -121,7 +122,7 @@ def scored(scoring: Any, model: Model, begin: int | None = 0, **asked: Any) -> d
 def transitions(scoring: Any) -> list[tuple[int, int]]:
     """(token before, token) of every scored position."""
     made = scoring.Windows(REQUEST, encode, 0)
-    return [pair for ids in made for pair in zip(ids, ids[1:], strict=False)]
+    return [pair for ids in made for pair in itertools.pairwise(ids)]
 
 
 def test_a_loss_is_the_surprise_at_the_true_token(scoring: Any) -> None:

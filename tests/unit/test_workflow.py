@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from deployer.home import Home
 from deployer.progress import SILENT
 from deployer.recipe import Serve
 from deployer.serving import ServerRecord
+from deployer.stages import hub
 from deployer.workflow import building, bundles, evaluating, execution, planned, running
 
 SOURCE = gguf(tensors=[Tensor("a", (64, 3), F16)])
@@ -47,6 +49,7 @@ class Workers:
         self.root = root
         self.perplexity = {SOURCE: 10.0, SMALLER: 11.0}
         self.ran: list[str] = []
+        self.texts: list[str] = []
 
     def context(self, *_: object) -> FakeContext:
         return FakeContext(
@@ -61,6 +64,7 @@ class Workers:
     def score(self, request: Mapping[str, Any]) -> dict[str, Any]:
         content = Path(request["model"]).read_bytes()
         self.ran.append("score " + ("smaller" if content == SMALLER else "source"))
+        self.texts.append(request["text"])
         tokens = request["windows"] * (request["window"] - 1)
         if "keep" in request:
             Path(request["keep"]).mkdir()
@@ -114,6 +118,31 @@ def test_a_build_makes_a_bundle(recipe: Path, home: Home, workers: Workers) -> N
     assert bundle.manifest.quality["kl_divergence"]["mean"] == 0.25
     assert bundle.manifest.tools["llama-cpp"] == "1.0"
     assert not list((home.store / ".tmp").iterdir())
+
+
+HUB = ("quality.dataset=some/texts", "quality.file=a.jsonl", "quality.revision=v1")
+
+
+def test_an_evaluation_text_of_a_hub_is_fetched_once(
+    recipe: Path, home: Home, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[Mapping[str, str]] = []
+
+    def download(pinned: Mapping[str, str], section: str, target: Path, *_: object) -> None:
+        fetched.append(pinned)
+        target.write_text('{"text": "one"}\n{"text": "two\\n"}\n', encoding="utf-8")
+
+    monkeypatch.setattr(hub, "resolve_dataset_revision", lambda *_: "c0ffee")
+    monkeypatch.setattr(hub, "download_dataset_file", download)
+    result = build(recipe, home, *HUB)
+    assert result.stages[0].name == "evaluation-text"
+    quality = result.bundle.manifest.quality
+    assert (quality["corpus"], quality["corpus_revision"]) == ("some/texts a.jsonl", "c0ffee")
+    assert quality["corpus_sha256"] == hashlib.sha256(b"one\ntwo\n").hexdigest()
+    assert build(recipe, home, *HUB).cached
+    evaluated(home, "quality.window=1024")
+    assert set(workers.texts) == {"one\ntwo\n"}
+    assert fetched == [{"dataset": "some/texts", "revision": "c0ffee", "file": "a.jsonl"}]
 
 
 def test_its_document_has_what_scripts_depend_on(
@@ -176,12 +205,12 @@ def test_another_scheme_keeps_source_and_baseline(
     assert workers.ran == ["quantize q8_0", "score smaller"]
 
 
-def test_sixteen_bit_weights_are_scored_once(recipe: Path, home: Home, workers: Workers) -> None:
-    build(recipe, home)
-    workers.ran.clear()
+def test_sixteen_bit_weights_have_nothing_to_be_compared_with(
+    recipe: Path, home: Home, workers: Workers
+) -> None:
     result = build(recipe, home, "quantization={method: none}")
-    assert rebuilt(result) == {"package"}
-    assert workers.ran == []
+    assert rebuilt(result) == {"fetch", "evaluate", "package"}
+    assert workers.ran == ["score source"]
     assert "perplexity_ratio" not in result.bundle.manifest.quality
     assert result.bundle.weights.read_bytes() == SOURCE
 

