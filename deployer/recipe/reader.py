@@ -93,13 +93,19 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _finish(document, overrides, path)
 
 
-def override_recipe(recipe: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+SECTIONS_WITH_FILES = ("source", "calibration", "quality", "serve")
+
+
+def override_recipe(
+    recipe: Mapping[str, Any], overrides: Sequence[str], files: Sequence[str] = ("serve",)
+) -> Recipe:
     """Apply `a.b=value` overrides to a recipe that was read before, as a manifest holds it.
 
-    A bundle may be older than this release: fields it no longer knows are left out.
+    A bundle may be older than this release: fields it no longer knows are left out. The files
+    named in the sections `files` must be there.
     """
     data = _known(json.loads(json.dumps(recipe)), Recipe)
-    return _finish(_Document(data), overrides, "the bundle's recipe", files=("serve",))
+    return _finish(_Document(data), overrides, "the bundle's recipe", files)
 
 
 def _known(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def _finish(
     document: _Document,
     overrides: Sequence[str],
     name: Path | str,
-    files: Sequence[str] = ("source", "calibration", "quality", "serve"),
+    files: Sequence[str] = SECTIONS_WITH_FILES,
 ) -> Recipe:
     """Override, validate, and see that the files named in the sections `files` exist."""
     for override in overrides:

@@ -51,12 +51,6 @@ def run(
     context.toolchain(scoring.toolchain)
     with context.progress.step(title) as step:
         scores = context.work(scoring.worker, scoring.toolchain, request, step)
-    if scores["windows"] < (settings["windows"] or 0):
-        raise StageError(
-            f"the evaluation text has {scores['windows']} windows of {settings['window']} tokens; "
-            f"the recipe scores {settings['windows']}",
-            "Give a longer quality.text, lower quality.windows, or set it to all.",
-        )
     return {**scores, "method": METHODS.get(scoring.worker, scoring.worker)}
 
 

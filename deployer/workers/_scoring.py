@@ -21,7 +21,8 @@ class Windows:
     """The token ids of a request's text, cut into windows.
 
     `encode` gives a text's ids without special tokens, `begin` is the model's BOS or None. The
-    request's `windows` is how many are scored at most, None for all that are whole.
+    request's `windows` is how many are scored, None for all that are whole. Raises WorkerError
+    where the text has fewer.
     """
 
     def __init__(self, request, encode, begin):
@@ -30,12 +31,13 @@ class Windows:
         share = self.window - len(self.prefix)  # of the text's tokens
         wanted = request.get("windows")
         ids = request.get("ids") or _front(encode, request["text"], share, wanted)
-        count = len(ids) // share
-        self.count = count if wanted is None else min(count, int(wanted))
-        if not self.count:
+        whole = len(ids) // share
+        self.count = whole if wanted is None else int(wanted)
+        if whole < max(1, self.count):
             raise WorkerError(
-                f"the text to score has {len(ids)} tokens, less than a window of {self.window}",
-                "Give a longer quality.text, or lower quality.window.",
+                f"the text has {len(ids):,} tokens, enough for {whole} windows of {self.window:,}; "
+                f"{self.count or 1} are to be scored",
+                "Give a longer text, fewer or shorter windows: quality.text, .windows, .window.",
             )
         self.ids = ids[: self.count * share]
         self.ids_sha256 = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()

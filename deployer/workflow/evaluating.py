@@ -23,6 +23,7 @@ from deployer.progress import Progress
 from deployer.quality import in_words
 from deployer.recipe import Quality, Recipe, override_recipe
 from deployer.stages import evaluate as stage
+from deployer.stages.disjoint import require_disjoint
 from deployer.workflow.building import build
 from deployer.workflow.bundles import find_bundle
 from deployer.workflow.execution import Execution
@@ -30,6 +31,8 @@ from deployer.workflow.planned import plan_recipe, this_machine
 from deployer.workflow.running import RECIPE_SUFFIXES
 
 RESULT, PAGE = "quality.json", "quality.html"
+_READ = ("source", "calibration", "quality")
+"""Sections of a recipe whose files are read."""
 _DECIDES = ("*.gguf", "*.safetensors", "*.json", "*.jinja", "*.model")
 """Files of a bundle that its scores depend on."""
 
@@ -85,6 +88,8 @@ def evaluate(
     machine = this_machine(recipe, home)
     run = Execution(plan_recipe(recipe, machine, home), machine, home, progress)
     baseline = run.sixteen_bit(run.fetch())
+    if recipe.quantization.reads_calibration:
+        require_disjoint(run.calibration_set().path, run.evaluation_text, run.context)
     reference = run.score_baseline(baseline) if run.plan.stage("baseline") else None
     planned = _of_bundle(run.planned("evaluate"), bundle, home)
     scored, _ = run.store.get_or_build(
@@ -115,7 +120,7 @@ def _bundle_and_recipe(
 ) -> tuple[Bundle, Recipe]:
     if what is not None and Path(what).suffix in RECIPE_SUFFIXES:
         bundle = build(Path(what), overrides, home, progress).bundle
-        return bundle, override_recipe(bundle.manifest.recipe, ())
+        return bundle, override_recipe(bundle.manifest.recipe, (), _READ)
     bundle = find_bundle(what, home)
     for override in overrides:
         if not override.startswith("quality."):
@@ -124,7 +129,7 @@ def _bundle_and_recipe(
                 "Only quality.* can be changed when a bundle is evaluated; name a recipe to "
                 "build another.",
             )
-    return bundle, override_recipe(bundle.manifest.recipe, overrides)
+    return bundle, override_recipe(bundle.manifest.recipe, overrides, _READ)
 
 
 def _of_bundle(planned: PlannedStage, bundle: Bundle, home: Home) -> PlannedStage:

@@ -110,7 +110,7 @@ class Execution:
     def _quantize(self, baseline: Artifact) -> Artifact:
         recipe = self.plan.recipe
         source, text = weights_in(baseline.root), self.evaluation_text
-        calibration_set = self._calibration_set()
+        calibration_set = self.calibration_set()
         imatrix = self._imatrix(source, calibration_set)
         chosen = self._mix(baseline, calibration_set, imatrix)
 
@@ -142,7 +142,7 @@ class Execution:
 
     def sensitivity(self, baseline: Artifact) -> Artifact:
         """What rounding each part of the 16-bit model costs; see `measure_sensitivity`."""
-        calibration_set = self._calibration_set()
+        calibration_set = self.calibration_set()
         imatrix = self._imatrix(weights_in(baseline.root), calibration_set)
         return self._sensitivity(baseline, calibration_set, imatrix)
 
@@ -172,7 +172,7 @@ class Execution:
         self.context.progress.note(mix.describe(table))
         return table, mix
 
-    def _calibration_set(self) -> CalibrationSet:
+    def calibration_set(self) -> CalibrationSet:
         """What quantization is tuned on; fetched first where it lies on a hub."""
         chosen = self.plan.recipe.calibration
         kind: Literal["text", "chats", "rows"] = "chats" if chosen.chats else "text"
@@ -273,6 +273,11 @@ class Execution:
                 "tool_used": weights.info.get("tool"),
                 "format": weights.info.get("format"),
                 "substitutions": weights.info.get("substitutions", []),
+                **(
+                    {"calibration": self._pinned("calibration")}
+                    if plan.stage("calibration")
+                    else {}
+                ),
                 **weights.info.get("report", {}),
             },
             "quality": quality,

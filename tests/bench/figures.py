@@ -39,12 +39,17 @@ class Line:
     def row(self) -> tuple[str, ...]:
         sign = ">=" if self.at_least else "<="
         verdict = ("met" if self.met else "MISSED") if self.valid else "not valid: busy"
-        alone = "" if self.bare is None else f"{self.bare:.1f}"
-        shown = "" if self.bare is None else f"{self.deployer:.1f}"
+        alone = "" if self.bare is None else _shown(self.bare)
+        shown = "" if self.bare is None else _shown(self.deployer)
         return (
             self.name, alone, shown, f"{self.figure:.3f} {self.unit}".strip(),
             f"{sign} {self.target:g}", verdict,
         )  # fmt: skip
+
+
+def _shown(value: float) -> str:
+    """A tenth is enough, but for what is small itself."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.3g}"
 
 
 def rate_lines(rates: Rates, bare: str, valid: bool) -> list[Line]:

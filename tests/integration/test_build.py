@@ -219,6 +219,52 @@ def test_a_garbage_model_never_becomes_a_bundle(
     assert deployer("serve", "garbage", home=fresh_home).code == 2
 
 
+# Evaluate
+
+SHORT = ("--window", "128", "--windows", "2", "--json")
+
+
+def test_a_bundle_is_evaluated_again(built_home: Home) -> None:
+    must("build", RECIPES / "smollm2-q4_0.yaml", home=built_home)
+    document = must("evaluate", "smollm2-q4_0", *SHORT, home=built_home)
+    quality = document["quality"]
+    assert (document["passed"], quality["tokens"], quality["windows"]) == (True, 254, 2)
+    ratio = quality["perplexity_ratio"]
+    assert 1.0 < ratio["low"] < ratio["value"] < ratio["high"] < 1.6
+    assert 0.05 < quality["kl_divergence"]["mean"] < 1.0
+    assert 0.8 < quality["hidden_cosine"]["mean"] < 0.999
+    assert quality["top1_agreement"] > 0.5
+    folder = Path(document["folder"])
+    assert json.loads((folder / "quality.json").read_text(encoding="utf-8"))["passed"] is True
+    assert "KL divergence" in (folder / "quality.html").read_text(encoding="utf-8")
+
+
+def test_a_bundle_whose_weights_were_exchanged_fails_its_evaluation(
+    built_home: Home, tmp_path: Path
+) -> None:
+    original = Path(must("build", RECIPES / "smollm2-q4_0.yaml", home=built_home)["bundle"])
+    damaged = tmp_path / "bundle"
+    shutil.copytree(original, damaged)
+    weights = damaged / "model.gguf"
+    weights.chmod(0o644)
+    rng = numpy.random.default_rng(7)
+    for tensor in GGUFReader(weights, "r+").tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            tensor.data[:] = tensor.data[rng.permutation(len(tensor.data))]
+    ran = deployer("evaluate", damaged, *SHORT, home=built_home)
+    assert ran.code == 1
+    assert ran.document["passed"] is False
+    assert any("KL divergence" in missed for missed in ran.document["missed"])
+
+
+def test_a_text_too_short_for_its_windows_is_refused_before_it_is_scored(built_home: Home) -> None:
+    must("build", RECIPES / "smollm2-q4_0.yaml", home=built_home)
+    ran = deployer("evaluate", "smollm2-q4_0", "--windows", "900", "--json", home=built_home)
+    assert ran.code == 1
+    assert "enough for 27 windows of 512; 900 are to be scored" in ran.error["message"]
+    assert "quality.text" in ran.error["hint"]
+
+
 # Last, since the toolchain it needs is compiled the first time (about eight minutes)
 
 

@@ -441,28 +441,14 @@ def test_what_a_scorer_is_asked(tmp_path: Path) -> None:
         evaluate.run(path, SCORING, {**RULE, **settings}, path, "m", context, tmp_path, reference)
         return context.asked[-1][1]
 
+    scored = evaluate.run(path, SCORING, RULE, path, "m", context, tmp_path)
+    assert (scored["tokens"], scored["method"][:9]) == (128, "llama.cpp")
     assert asked() == {"model": str(path), "text": "short", "window": 65, "windows": 2}
     assert asked(parity=True)["strings"] == list(parity.TRICKY_STRINGS)
     assert asked(keep=True)["keep"] == str(tmp_path / "reference")
     assert "reference" not in asked(tmp_path)  # nothing was kept there
     (tmp_path / "reference").mkdir()
     assert asked(tmp_path)["reference"] == str(tmp_path / "reference")
-
-
-def test_scores_of_too_short_a_text_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "text"
-    path.write_text("short", encoding="utf-8")
-    context = FakeContext(tmp_path, {"score_llama_cpp": scores(9.0)})
-
-    def score(windows: int | None) -> Mapping[str, Any]:
-        rule = {"window": 65, "windows": windows}
-        return evaluate.run(path, SCORING, rule, path, "m", context, tmp_path)
-
-    assert "llama.cpp library" in score(2)["method"]
-    assert score(None)["tokens"] == 128
-    with pytest.raises(StageError, match="2 windows of 65 tokens; the recipe scores 3") as caught:
-        score(3)
-    assert "quality.windows" in caught.value.hint
 
 
 def test_a_comparison_has_ratio_and_agreement() -> None:

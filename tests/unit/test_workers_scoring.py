@@ -61,10 +61,6 @@ def test_ids_are_taken_as_they_are(scoring: Any) -> None:
     assert windows(scoring, 9, ids=[7, 8, 5], text=None) == [[9, 7, 8]]
 
 
-def test_a_short_text_gives_fewer_windows(scoring: Any) -> None:
-    assert len(windows(scoring, 9, windows=50)) == 3
-
-
 def test_a_text_of_long_tokens_is_read_on(scoring: Any) -> None:
     def by_hundred(text: str) -> list[int]:
         return [0] * (len(text) // 100)
@@ -76,8 +72,9 @@ def test_a_text_of_long_tokens_is_read_on(scoring: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "begin", "words"),
     [
-        ({"text": ""}, 1, "has 0 tokens"),
-        ({"text": "ab"}, None, "less than a window of 3"),
+        ({"text": ""}, 1, "has 0 tokens, enough for 0 windows of 3; 1 are to be scored"),
+        ({"text": "ab"}, None, "enough for 0 windows of 3"),
+        ({"windows": 4}, 1, "has 7 tokens, enough for 3 windows of 3; 4 are to be scored"),
         ({"bos": True}, None, "has no BOS token"),
     ],
 )

@@ -21,6 +21,7 @@ from deployer.errors import (
     LoadTestError,
     PlanError,
     QualityGateError,
+    RecipeError,
     SourceError,
     StoreError,
     UsageError,
@@ -511,6 +512,14 @@ def test_a_missed_limit_is_told(bundle: Bundle, home: Home) -> None:
 def test_of_a_bundle_only_quality_can_be_changed(bundle: Bundle, home: Home) -> None:
     with pytest.raises(UsageError, match="another bundle"):
         evaluated(home, "quantization.scheme=q8_0")
+
+
+def test_a_text_that_is_not_there_is_told_before_anything_is_scored(
+    bundle: Bundle, home: Home, workers: Workers, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="there is no file"):
+        evaluated(home, f"quality.text={tmp_path / 'absent.txt'}")
+    assert workers.ran == []
 
 
 def test_a_recipe_is_built_first(recipe: Path, home: Home, workers: Workers) -> None:
