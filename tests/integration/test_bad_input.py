@@ -348,7 +348,7 @@ class Build:
         return self.popen.returncode
 
 
-@pytest.mark.parametrize("word", ["quantize to q8_0", "measure the finished"])
+@pytest.mark.parametrize("word", ["quantize to q8_0", "score the finished"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_interrupted_build(
     own: Home, write: Write, f16: Path, word: str, number: int, code: int
