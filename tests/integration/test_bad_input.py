@@ -31,6 +31,8 @@ pytestmark = pytest.mark.integration
 
 CLOSED = "http://127.0.0.1:9"
 PACKAGE = "source: {package: some-model==1.0}\nquantization: {scheme: q4_0}\n"
+QUICK = "quality: {windows: 1}\n"
+"""How much is scored is not what is tested here."""
 Write = Callable[..., Path]
 
 
@@ -353,7 +355,7 @@ class Build:
 def test_an_interrupted_build(
     own: Home, write: Write, f16: Path, word: str, number: int, code: int
 ) -> None:
-    recipe = write(f"source: {{gguf: {f16}}}\nquantization: {{scheme: q8_0}}\n")
+    recipe = write(f"source: {{gguf: {f16}}}\nquantization: {{scheme: q8_0}}\n{QUICK}")
     build = Build(recipe, own)
     children = build.signal_at(word, number)
     assert build.end() == code, build.said
@@ -369,7 +371,7 @@ def test_an_interrupted_build(
 
 
 def test_two_builds_at_once(own: Home, write: Write, f16: Path) -> None:
-    recipe = write(f"source: {{gguf: {f16}}}\nquantization: {{method: none}}\n")
+    recipe = write(f"source: {{gguf: {f16}}}\nquantization: {{method: none}}\n{QUICK}")
     builds = [Build(recipe, own), Build(recipe, own)]
     assert [build.end() for build in builds] == [0, 0], [build.said for build in builds]
     assert len(list(own.bundles.glob("tiny/*.json"))) == 1

@@ -205,7 +205,8 @@ def test_a_garbage_model_never_becomes_a_bundle(
     spoil(weights)
     recipe = tmp_path / "garbage.yaml"
     recipe.write_text(
-        "version: 1\nname: garbage\nsource: {gguf: garbage.gguf}\nquantization: {method: none}\n",
+        "version: 1\nname: garbage\nsource: {gguf: garbage.gguf}\nquantization: {method: none}\n"
+        "quality: {windows: 1}\n",
         encoding="utf-8",
     )
     ran = deployer("build", recipe, "--json", home=fresh_home)
