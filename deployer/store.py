@@ -19,6 +19,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class Store:
             remove_tree(work)
 
     def _publish(self, stage: str, key: str, work: Path, info: dict[str, Any]) -> Artifact:
-        files = list_files(work, self.digest)
+        files = _flushed_and_listed(work, self.digest)
         record = {
             "stage": stage,
             "key": key,
@@ -116,9 +117,7 @@ class Store:
             "mtime_ns": {entry.path: (work / entry.path).stat().st_mtime_ns for entry in files},
         }
         for entry in files:
-            path = work / entry.path
-            flush(path)
-            path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+            (work / entry.path).chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
         target, record_path = self.path(stage, key), self.record_path(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         # A folder without a record, or half a record: their maker was killed right here.
@@ -164,6 +163,17 @@ class Store:
                 self.path(stage, key).rename(folder / name)
         except OSError as error:
             raise disk_error(error, self.root) from error
+
+
+def _flushed_and_listed(root: Path, digest: Callable[[Path], str]) -> tuple[FileEntry, ...]:
+    """Every file below `root`, hashed while the disk takes it: both wait for something else."""
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    with ThreadPoolExecutor(1) as disk:
+        flushed = [disk.submit(flush, path) for path in paths]
+        files = list_files(root, digest)
+        for each in flushed:
+            each.result()
+    return files
 
 
 def link_or_copy(source: Path, target: Path) -> None:
