@@ -27,18 +27,23 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def file_identity(path: Path) -> str:
+    """What tells on disk that a file is the same: device, inode, size and modification time."""
+    status = path.stat()
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
 class Digests:
     """SHA-256 of files, each hashed once in the life of this object.
 
-    A file is known again by device, inode, size and modification time: a hard link to it too.
+    A file is known again by its identity; a hard link to it too.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int, int, int], str] = {}
+        self._known: dict[str, str] = {}
 
     def __call__(self, path: Path) -> str:
-        status = path.stat()
-        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        identity = file_identity(path)
         if identity not in self._known:
             self._known[identity] = file_digest(path)
         return self._known[identity]

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deployer.artifacts import file_digest
+from deployer.artifacts import file_digest, file_identity
 from deployer.durable import write_atomically
 
 
@@ -32,8 +32,7 @@ class DigestMemo:
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file, from memory where the file is unchanged."""
-        status = path.stat()
-        identity = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+        identity = file_identity(path)
         if identity not in self.known:
             self.known[identity] = file_digest(path)
             with contextlib.suppress(OSError):

@@ -34,9 +34,9 @@ def compared(scores: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str
     ratio, low, high = (math.exp(min(x, 700.0)) for x in interval(gains, blocks))
     same = sum(a == b for a, b in zip(baseline["top1"], scores["top1"], strict=True))
     found: dict[str, Any] = {
-        "baseline_perplexity": _rounded(perplexity(baseline["nll"])),
+        "baseline_perplexity": rounded(perplexity(baseline["nll"])),
         "perplexity_ratio": _figures(value=ratio, low=low, high=high),
-        "top1_agreement": _rounded(same / len(scores["top1"])),
+        "top1_agreement": rounded(same / len(scores["top1"])),
     }
     if scores.get("kld"):
         found["kl_divergence"] = _divergence(scores["kld"], scores["window"] - 1)
@@ -124,9 +124,9 @@ def _per_window(scores: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[
 
 
 def _figures(**values: float) -> dict[str, float]:
-    return {name: _rounded(value) for name, value in values.items()}
+    return {name: rounded(value) for name, value in values.items()}
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Six significant digits: more than any of these figures is worth."""
     return float(f"{value:.6g}")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from deployer.recipe.section import Repository, Revision, Section, Text
+from deployer.recipe.section import Repository, Revision, Section, Text, check_dataset
 
 
 class WindowRule(NamedTuple):
@@ -69,10 +69,7 @@ class Quality(Section):
     def _one_text(self) -> Quality:
         if self.text and self.dataset:
             raise ValueError("give one of text, dataset (found both)")
-        if bool(self.dataset) != bool(self.file):
-            raise ValueError("dataset and file belong together: name the file of the data set")
-        if self.revision and not self.dataset:
-            raise ValueError("revision belongs to dataset")
+        check_dataset(self.dataset, self.file, self.revision)
         return self
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from deployer.recipe.section import Positive, Repository, Revision, Section, Text
+from deployer.recipe.section import Positive, Repository, Revision, Section, Text, check_dataset
 
 GGUF_SCHEMES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s",
@@ -297,8 +297,5 @@ class Calibration(Section):
         given = [name for name in ("text", "chats", "dataset") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give one of text, chats, dataset (found {', '.join(given)})")
-        if bool(self.dataset) != bool(self.file):
-            raise ValueError("dataset and file belong together: name the file of the data set")
-        if self.revision and not self.dataset:
-            raise ValueError("revision belongs to dataset")
+        check_dataset(self.dataset, self.file, self.revision)
         return self

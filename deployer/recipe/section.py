@@ -15,6 +15,14 @@ Repository = Annotated[
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=200)]
 
 
+def check_dataset(dataset: str | None, file: str | None, revision: str | None) -> None:
+    """Raise ValueError where a data set of the hub is named by halves."""
+    if bool(dataset) != bool(file):
+        raise ValueError("dataset and file belong together: name the file of the data set")
+    if revision and not dataset:
+        raise ValueError("revision belongs to dataset")
+
+
 class Section(BaseModel):
     """A part of the recipe: immutable, strict, no unknown keys."""
 

@@ -20,6 +20,7 @@ from deployer.errors import (
     ServerExited,
     UsageError,
 )
+from deployer.facts import find_facts
 from deployer.gpus import gpus
 from deployer.home import Home
 from deployer.machine import available_memory
@@ -27,7 +28,6 @@ from deployer.process import Child, clean_environment, spawn, tail, which
 from deployer.progress import SILENT, Progress
 from deployer.recipe import Serve
 from deployer.serving import preflight
-from deployer.serving.facts import find_facts
 from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
 from deployer.serving.supervisor import Spec, Supervisor, name_taken
 from deployer.toolchains import provision

@@ -6,12 +6,9 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import httpx
 import psutil
-
-if TYPE_CHECKING:
-    import httpx  # slow to import: only where a server is asked
 
 POLL_SECONDS = 0.1
 QUICK = 5.0
@@ -35,8 +32,6 @@ class Endpoint:
 
     def client(self) -> httpx.Client:
         """A client that talks to the server directly, whatever proxies the user has set."""
-        import httpx
-
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=QUICK, trust_env=False)
 
@@ -46,8 +41,6 @@ def answer_one_token(endpoint: Endpoint, timeout: float) -> None:
 
     Raises NotReady with what is missing.
     """
-    import httpx
-
     try:
         with endpoint.client() as client:
             if endpoint.health and client.get(endpoint.health).status_code != 200:
@@ -87,8 +80,6 @@ def _check_token(client: httpx.Client, model: str, timeout: float) -> None:
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 1,
     }
-    import httpx
-
     limits = httpx.Timeout(QUICK, read=max(1.0, timeout))
     answer = _json(client.post("/v1/chat/completions", json=request, timeout=limits))
     usage = answer.get("usage")
@@ -133,8 +124,6 @@ def is_idle(endpoint: Endpoint) -> bool:
     """Whether the server says that no request runs or waits; False where it does not say."""
     if endpoint.metrics is None:
         return False
-    import httpx
-
     try:
         with endpoint.client() as client:
             counts = _COUNTS.findall(client.get(endpoint.metrics).text)

@@ -11,7 +11,7 @@ from typing import Any
 
 from deployer.engines import Scoring
 from deployer.errors import QualityGateError, StageError
-from deployer.quality import compared, perplexity
+from deployer.quality import compared, perplexity, rounded
 from deployer.recipe import Quality
 from deployer.stages.context import StageContext, read_text
 from deployer.stages.parity import QUESTION
@@ -63,7 +63,7 @@ def compare(
     Raises StageError where the two were not scored on the same token ids.
     """
     record: dict[str, Any] = {
-        "perplexity": {"value": float(f"{perplexity(scores['nll']):.6g}")},
+        "perplexity": {"value": rounded(perplexity(scores["nll"]))},
         **corpus,
         **{name: scores[name] for name in ("window", "windows", "tokens", "bos", "ids_sha256")},
         "method": scores["method"],

@@ -173,8 +173,7 @@ def _load():
     library.llama_token_to_piece.argtypes = (c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool)
     for name in (
         "llama_model_get_vocab", "llama_model_n_embd", "llama_get_memory", "llama_get_logits",
-        "llama_get_embeddings", "llama_vocab_bos", "llama_vocab_n_tokens", "llama_free",
-        "llama_model_free",
+        "llama_get_embeddings", "llama_vocab_bos", "llama_vocab_n_tokens",
     ):  # fmt: skip
         getattr(library, name).argtypes = (c_void_p,)
     _check_layout(library.llama_model_default_params(), _MODEL_DEFAULTS)
@@ -311,7 +310,3 @@ class LlamaModel:
 
     def _array(self, getter, rows, columns):
         return numpy.ctypeslib.as_array(getter(self._context), shape=(rows, columns))
-
-    def close(self):
-        self._library.llama_free(self._context)
-        self._library.llama_model_free(self._model)

@@ -61,18 +61,25 @@ def score(windows, logits, request):
     float32 arrays [rows, vocabulary] and [rows, width] (or None); what it says behind the last
     token is not looked at. The request's `keep` and `reference` are folders, see _distributions.
     """
-    said = Distributions(windows.ids_sha256, request.get("keep"), request.get("reference"))
+    said = look(windows, logits, request.get("keep"), request.get("reference"), progress)
+    return report(windows, said.nll, said.top1, said.kld, said.cosine)
+
+
+def look(windows, logits, keep=None, reference=None, tell=lambda *_: None):
+    """The Distributions of all windows; `tell` is told how far it is, as `progress` is."""
+    said = Distributions(windows.ids_sha256, keep, reference)
     for number, ids in enumerate(windows):
-        progress(number * (windows.window - 1), windows.tokens, "scoring")
+        before = number * (windows.window - 1)
+        tell(before, windows.tokens, "scoring")
         position = 1
         for rows, hidden in logits(ids):
             targets = ids[position : position + len(rows)]
             taken = None if hidden is None else hidden[: len(targets)]
             said.add(rows[: len(targets)], taken, targets)
             position += len(targets)
-            progress(number * (windows.window - 1) + position - 1, windows.tokens)
+            tell(before + position - 1, windows.tokens)
     said.finish()
-    return report(windows, said.nll, said.top1, said.kld, said.cosine)
+    return said
 
 
 def report(windows, nll, top1, kld=None, cosine=None):

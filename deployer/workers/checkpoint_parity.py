@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from _checkpoint_files import rope_theta
 from _protocol import WorkerError, progress, run
 
 RENDER_SECONDS = 2.0
@@ -36,7 +37,7 @@ def main(request):
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "vocab_size": max(len(tokenizer), int(config.get("vocab_size") or 0)),
-        "rope_theta": _rope_theta(config),
+        "rope_theta": rope_theta(config),
     }
 
 
@@ -80,12 +81,6 @@ def _config(checkpoint):
     """The language model's part of config.json."""
     config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
     return config.get("text_config") or config
-
-
-def _rope_theta(config):
-    """The base of the rotary embedding, None where it is not one number."""
-    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta")
-    return float(theta) if isinstance(theta, int | float) else None
 
 
 if __name__ == "__main__":

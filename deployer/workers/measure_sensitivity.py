@@ -31,12 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _uniform
 import numpy as np
-from _distributions import Distributions
 from _ggml_types import GgmlTypes
 from _gguf_file import GGUFFile, Q, stored_bytes
 from _llama_library import LlamaModel
 from _protocol import WorkerError, progress, run
-from _scoring import Windows
+from _scoring import Windows, look
 from _weight_groups import group_tensors, read_importance
 from gguf.quants import quantize
 
@@ -138,15 +137,10 @@ class Meter:
         return kld / self.windows.tokens
 
     def _run(self, **folders):
-        said = Distributions(self.windows.ids_sha256, **folders)
-        for ids in self.windows:
-            position = 1
-            for rows, _ in self._model.logits(ids):
-                targets = ids[position : position + len(rows)]
-                said.add(rows[: len(targets)], None, targets)
-                position += len(targets)
-        said.finish()
-        return said
+        def logits(ids):  # hidden states tell nothing that is asked for here
+            return ((rows, None) for rows, _ in self._model.logits(ids))
+
+        return look(self.windows, logits, **folders)
 
 
 def main(request):

@@ -10,6 +10,7 @@ import psutil
 
 from deployer.artifacts import file_digest, json_digest
 from deployer.engines import engine_named
+from deployer.facts import find_facts
 from deployer.gpus import gpus
 from deployer.home import Home
 from deployer.memo import DigestMemo
@@ -23,7 +24,6 @@ from deployer.planning import (
     make_plan,
 )
 from deployer.recipe import TEXTS, Recipe, read_recipe
-from deployer.serving.facts import find_facts
 from deployer.stages import dataset, fetch
 from deployer.stages.weights import CHECKPOINT, shape_in
 from deployer.store import Store

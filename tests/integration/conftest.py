@@ -28,6 +28,15 @@ def home() -> Home:
     return shared
 
 
+@pytest.fixture
+def own_home(home: Home, tmp_path: Path) -> Home:
+    """The shared toolchains, and all else of this test's own."""
+    own = Home(tmp_path / "home")
+    own.root.mkdir()
+    (own.root / "toolchains").symlink_to(home.toolchains)
+    return own
+
+
 @pytest.fixture(scope="session")
 def work(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Work:
     """Run a worker: work(toolchain, worker, request) -> response."""

@@ -30,15 +30,6 @@ QUESTION = "What is the capital city of France? Answer in one word."
 
 
 @pytest.fixture
-def own_home(home: Home, tmp_path: Path) -> Home:
-    """The shared toolchains, and servers of this test's own."""
-    own = Home(tmp_path / "home")
-    own.root.mkdir()
-    (own.root / "toolchains").symlink_to(home.toolchains)
-    return own
-
-
-@pytest.fixture
 def bundle(demo_gguf: Path) -> Bundle:
     manifest = Manifest(
         name="demo", digest="0", engine="llama.cpp", weights=demo_gguf.name,

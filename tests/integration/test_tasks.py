@@ -141,15 +141,6 @@ def test_every_solution_of_humaneval_passes_and_an_empty_one_does_not(home: Home
 
 
 @pytest.fixture
-def own_home(home: Home, tmp_path: Path) -> Home:
-    """The shared toolchains, and all else of this test's own."""
-    own = Home(tmp_path / "home")
-    own.root.mkdir()
-    (own.root / "toolchains").symlink_to(home.toolchains)
-    return own
-
-
-@pytest.fixture
 def bundle(demo_gguf: Path, tmp_path: Path) -> str:
     """The demo model as a bundle's folder."""
     root = tmp_path / "bundle"

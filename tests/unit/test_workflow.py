@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from model_files import F16, Q4_0, Tensor, gguf
-from stage_doubles import FakeContext
+from stage_doubles import FakeContext, scored
 
 from deployer import serving
 from deployer.artifacts import MANIFEST, Bundle
@@ -66,15 +65,7 @@ class Workers:
         content = Path(request["model"]).read_bytes()
         self.ran.append("score " + ("smaller" if content == SMALLER else "source"))
         self.texts.append(request["text"])
-        tokens = request["windows"] * (request["window"] - 1)
-        if "keep" in request:
-            Path(request["keep"]).mkdir()
-        return {
-            "nll": [math.log(self.perplexity[content])] * tokens, "top1": [1] * tokens,
-            "kld": [0.25] * tokens if "reference" in request else None, "cosine": None,
-            "window": request["window"], "windows": request["windows"], "tokens": tokens,
-            "bos": True, "ids_sha256": "i", "engine_version": "1", "sample": " Paris.",
-        }  # fmt: skip
+        return scored(request, self.perplexity[content])
 
 
 @pytest.fixture

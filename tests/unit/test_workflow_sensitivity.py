@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from model_files import F16, Q4_0, Tensor, gguf
-from stage_doubles import FakeContext
+from stage_doubles import FakeContext, scored
 
 from deployer.errors import PlanError, StageError, UsageError
 from deployer.home import Home
@@ -60,15 +59,7 @@ class Tools:
         return {"log": ""}
 
     def score(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        tokens = request["windows"] * (request["window"] - 1)
-        if "keep" in request:
-            Path(request["keep"]).mkdir()
-        return {
-            "nll": [math.log(10.0)] * tokens, "top1": [1] * tokens,
-            "kld": [0.25] * tokens if "reference" in request else None, "cosine": None,
-            "window": request["window"], "windows": request["windows"], "tokens": tokens,
-            "bos": True, "ids_sha256": "i", "engine_version": "1", "sample": " Paris.",
-        }  # fmt: skip
+        return scored(request, 10.0)
 
     def named(self, name: str) -> list[Any]:
         return [request for asked, request in self.asked if asked == name]
