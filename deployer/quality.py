@@ -80,10 +80,16 @@ def interval(
     means = []
     for _ in range(resamples):
         drawn = draw.choices(sums, k=len(sums))
-        means.append(math.fsum(total for total, _ in drawn) / sum(count for _, count in drawn))
-    means.sort()
-    outside = round(0.025 * resamples)
-    return math.fsum(values) / len(values), means[outside], means[-outside - 1]
+        totals, counts = zip(*drawn, strict=True)
+        means.append(math.fsum(totals) / sum(counts))
+    return math.fsum(values) / len(values), *middle95(means)
+
+
+def middle95(values: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 % of some values: their 2.5th and 97.5th percentile."""
+    ordered = sorted(values)
+    cut = int(0.025 * len(ordered))
+    return ordered[cut], ordered[-1 - cut]
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deployer.quality import middle95
+
 if TYPE_CHECKING:
     from deployer.tasks.results import TaskResult
 
@@ -36,7 +38,7 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     if all(score in (0, 1) for score in scores):
         return wilson(round(sum(scores)), len(scores))
     means = [total / len(scores) for total, _ in _resampled([(score, 0.0) for score in scores])]
-    return _middle95(means)
+    return middle95(means)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _paired(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, int]:
     """The bootstrap interval of the ratio of means, and how many resamples had no ratio."""
     sums = _resampled(pairs)
     ratios = [after / before for after, before in sums if before > 0]
-    return *_middle95(ratios), len(sums) - len(ratios)
+    return *middle95(ratios), len(sums) - len(ratios)
 
 
 def _resampled(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -114,10 +116,3 @@ def _caution(count: int, without: int) -> str:
     if without:
         said.append(f"{without} of {RESAMPLES} resamples had no baseline success and were left out")
     return "; ".join(said)
-
-
-def _middle95(values: Sequence[float]) -> tuple[float, float]:
-    """The middle 95 % of some values: their 2.5th and 97.5th percentile."""
-    ordered = sorted(values)
-    cut = int(0.025 * len(ordered))
-    return ordered[cut], ordered[-1 - cut]

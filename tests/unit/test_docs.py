@@ -22,8 +22,11 @@ from deployer.toolchains.specs import SPECS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 SKIPPED = {".venv", ".deployer", ".git", "node_modules", ".pytest_cache", "build", "dist"}
-DOCUMENTS = sorted(
-    path for path in ROOT.rglob("*.md") if not SKIPPED & set(path.relative_to(ROOT).parts)
+FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in SKIPPED]
+DOCUMENTS = sorted(  # what is skipped may hold a hundred thousand files, so it is not entered
+    path
+    for path in (*ROOT.glob("*.md"), *(found for each in FOLDERS for found in each.rglob("*.md")))
+    if not SKIPPED & set(path.relative_to(ROOT).parts)
 )
 REGISTRIES = (
     "pypi.org", "pythonhosted.org", "registry.npmjs.org", "npmjs.com", "deb.debian.org",

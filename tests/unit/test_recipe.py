@@ -290,7 +290,10 @@ def test_exactly_one_source(write: Write, source: str, words: str) -> None:
         ("{method: awq, tool: autoawq, mixed: {budget_bpw: 8}}", "needs tool: llm-compressor"),
         ("{method: gptq, scheme: w8a8, mixed: {budget_bpw: 12}}", "rounds activations"),
         ("{method: awq, mixed: {budget_bpw: 8, types: [q8_0]}}", "mixed.types belongs to gguf"),
-        *((f"{{scheme: {scheme}}}", "needs an importance matrix") for scheme in NEED_IMATRIX),
+        *(
+            (f"{{scheme: {scheme}}}", "needs an importance matrix")
+            for scheme in sorted(NEED_IMATRIX)
+        ),
     ],
 )
 def test_quantization_is_consistent(write: Write, quantization: str, words: str) -> None:
