@@ -110,7 +110,6 @@ def modifiers(request):
     """What is done to the model, in order."""
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     knobs = request["knobs"]
@@ -120,12 +119,32 @@ def modifiers(request):
         import torch
 
         offload = {"offload_device": torch.device("cpu")} if knobs["offload"] else {}
-        return [AWQModifier(**offload), QuantizationModifier(**common)]
+        return [_awq_modifier()(**offload), QuantizationModifier(**common)]
     actorder = "static" if knobs["desc_act"] else None
     gptq = GPTQModifier(**common, dampening_frac=knobs["damp_percent"], actorder=actorder)
     if request["scheme"] == "w8a8":
         return [SmoothQuantModifier(smoothing_strength=SMOOTHING), gptq]
     return [gptq]
+
+
+def _awq_modifier():
+    """AWQ that leaves layers alone whose successors all stay at 16 bits.
+
+    The library scales a layer also where it is quantized itself and what reads its output is not,
+    and then divides by the number of quantized readers, which is zero.
+    """
+    from llmcompressor.modifiers.transform.awq import AWQModifier as Original
+
+    class AWQModifier(Original):
+        def _set_resolved_mappings(self, model):
+            super()._set_resolved_mappings(model)
+            self._resolved_mappings = [
+                mapping
+                for mapping in self._resolved_mappings
+                if any(hasattr(layer, "quantization_scheme") for layer in mapping.balance_layers)
+            ]
+
+    return AWQModifier
 
 
 def config_group(scheme, knobs):
