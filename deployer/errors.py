@@ -72,16 +72,18 @@ class Problem:
 class RecipeError(DeployerError):
     exit_code = EXIT_USAGE
 
-    def __init__(self, path: Path | str, problems: Sequence[Problem]) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        problems: Sequence[Problem],
+        hint: str = "`deployer schema` prints every field; docs/recipe.md explains them.",
+    ) -> None:
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         lines = "\n".join(f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS])
         if len(self.problems) > SHOWN_PROBLEMS:
             lines += f"\n  … and {len(self.problems) - SHOWN_PROBLEMS} more"
-        super().__init__(
-            f"{path} has {count}:\n{lines}",
-            "`deployer schema` prints every field; docs/recipe.md explains them.",
-        )
+        super().__init__(f"{path} has {count}:\n{lines}", hint)
 
     def as_json(self) -> dict[str, object]:
         problems = [{"line": p.line, "field": p.field, "message": p.message} for p in self.problems]

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from deployer.errors import Problem, RecipeError, UsageError
 from deployer.recipe import Recipe, json_schema, override_recipe, read_recipe
+from deployer.recipe.document import MAX_BYTES, MAX_DEPTH, MAX_NODES
 from deployer.recipe.model import PATH_FIELDS
 from deployer.recipe.quantization import GGUF_SCHEMES, NEED_IMATRIX
-from deployer.recipe.reader import MAX_BYTES, MAX_DEPTH, MAX_NODES
 
 SHIPPED = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 SECONDS = 3.0
@@ -326,7 +326,11 @@ def test_quantization_is_consistent(write: Write, quantization: str, words: str)
             {"group_size": -1, "sym": True, "desc_act": False, "damp_percent": 0.01,
              "ignore": ("lm_head",), "offload": False},
         ),
-        ("{method: bitsandbytes, scheme: nf4}", "nf4", {}),
+        ("{method: bitsandbytes, scheme: nf4}", "nf4", {"double_quant": False}),
+        ("{method: quanto, scheme: int2}", "int2", {}),
+        ("{method: hqq, scheme: int3}", "int3", {"group_size": 64}),
+        ("{method: torchao, scheme: int4, group_size: 32}", "int4", {"group_size": 32}),
+        ("{method: torchao, scheme: int8}", "int8", {"group_size": -1}),
         ("{method: none}", None, {}),
     ],
 )  # fmt: skip
@@ -334,7 +338,9 @@ def test_the_knobs_of_a_method_have_defaults(
     write: Write, method: str, scheme: str | None, knobs: dict[str, Any]
 ) -> None:
     section = "quantization:\n  method: gguf\n  scheme: q4_0\n"
-    text = MINIMAL.replace(section, f"quantization: {method}\ntarget: {{engine: vllm}}\n")
+    only = "quanto" in method or "hqq" in method or "torchao" in method
+    target = f"target: {{engine: {'transformers' if only else 'vllm'}}}"
+    text = MINIMAL.replace(section, f"quantization: {method}\n{target}\n")
     quantization = read_recipe(write(text)).quantization
     assert quantization.scheme == scheme
     assert quantization.knobs == knobs
