@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 from deployer.engines.launch import Engine, Facts, Launch, Memory, ModelToServe, Scoring
 from deployer.engines.llama_cpp import LlamaCpp
+from deployer.engines.transformers import TransformersEngine
 from deployer.engines.vllm import VllmEngine
 from deployer.errors import PlanError
 
@@ -21,6 +22,7 @@ ENTRY_POINTS = "deployer.engines"
 ENGINES: dict[str, Engine] = {
     "llama.cpp": LlamaCpp(),
     "vllm": VllmEngine(),
+    "transformers": TransformersEngine(),
 }
 
 

@@ -6,9 +6,10 @@ the program to run. `deployer.serving` finds the facts and runs the program.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from deployer.command import Command
 from deployer.recipe import Serve
@@ -38,7 +39,8 @@ class ModelToServe:
     """What is served, under which name, and the device that computes (auto, cpu, cuda).
 
     `weights` is a GGUF file or the folder of a checkpoint. `method` and `scheme` say how it was
-    quantized; `kv_bytes_per_token` is the key-value cache a token takes at 16 bits,
+    quantized, `load` how it is quantized while it is loaded (`Quantization.load`);
+    `kv_bytes_per_token` is the key-value cache a token takes at 16 bits,
     0 where that is not known; `weights_bytes` is the size of the weights' files.
     """
 
@@ -49,6 +51,7 @@ class ModelToServe:
     scheme: str | None = None
     kv_bytes_per_token: int = 0
     weights_bytes: int = 0
+    load: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def building_memory(
 
     Empty for llama.cpp: its tools map files or read them piece by piece.
     """
-    if recipe.target.engine != "vllm":
+    if recipe.target.engine == "llama.cpp":
         return ()
     estimates = [_scoring(recipe, shape, machine, device)]
     if recipe.quantization.calibrated:
@@ -76,7 +76,8 @@ def _quantizing(
 
 def _scoring(recipe: Recipe, shape: ModelShape, machine: Machine, device: str) -> MemoryEstimate:
     """The 16-bit model in the engine, which compiles nothing for it."""
-    weights = _all_weights(shape)
+    wide = recipe.serve.transformers.dtype == "float32"
+    weights = _all_weights(shape, 32 if wide else 16)
     purpose = "scoring the 16-bit model"
     if device == "cpu":
         buffers = engine_memory(with_vllm(recipe, eager=True), shape, device, weights.size).buffers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deployer.engines import engine_named
 from deployer.errors import PlanError
 from deployer.planning.groups import check_group_size, check_shares
+from deployer.planning.loading import check_loading
 from deployer.planning.memory import check_memory
 from deployer.planning.plan import Machine, Obstacle, ResolvedSource
 from deployer.planning.shape import ModelShape
@@ -22,7 +23,8 @@ def device(recipe: Recipe, machine: Machine) -> str:
     """Where the engine computes: the recipe's word, or what `auto` means here (cpu or cuda)."""
     if recipe.target.device != "auto":
         return recipe.target.device
-    usable = recipe.target.engine == "vllm" or recipe.serve.server == "llama-server"
+    checkpoints = engine_named(recipe.target.engine).format == "checkpoint"
+    usable = checkpoints or recipe.serve.server == "llama-server"
     return "cuda" if machine.gpus and usable else "cpu"
 
 
@@ -74,10 +76,12 @@ def check_shape(
     check_support(recipe, stored_as, where)
     if where == "cuda" and machine.gpus:
         check_gpus(recipe, stored_as, machine.gpus)
+    check_loading(recipe, where)
     notes: tuple[str, ...] = ()
-    if recipe.target.engine == "vllm" and shape is None:
+    checkpoints = engine_named(recipe.target.engine).format == "checkpoint"
+    if checkpoints and shape is None:
         notes = (UNKNOWN_SHAPE,)
-    elif recipe.target.engine == "vllm" and shape is not None:
+    elif checkpoints and shape is not None:
         vllm = recipe.serve.vllm
         check_context(recipe, shape)
         check_shares(shape, vllm.tensor_parallel, vllm.pipeline_parallel)
@@ -86,8 +90,8 @@ def check_shape(
 
 
 def _format(recipe: Recipe, where: str) -> str:
-    """How the weights will be stored; "none" and "bitsandbytes" leave them at 16 bits."""
+    """How the weights will be stored; at 16 bits where the engine quantizes while it loads."""
     wanted = recipe.quantization
-    if wanted.method in ("none", "bitsandbytes"):
+    if wanted.method == "none" or wanted.while_loading:
         return wanted.method
     return choose_quantizer(wanted, where).quantizer.format

@@ -16,6 +16,8 @@ from deployer.recipe import Quantization
 BYTES_AT_16_BITS = 2
 _SCALE_BITS = 16
 _NF4_BITS = 4 + 32 / 64  # a 32-bit scale for each block of 64
+_DOUBLE_NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # 8-bit scales, and one for 256 of them
+_QUANTO_GROUP = 128
 _MIXED_BITS = 6.0  # where a mix has no budget: known when it is chosen
 
 
@@ -115,8 +117,8 @@ def bits_per_weight(quantization: Quantization) -> float:
     if quantization.method == "gguf":
         mixed = quantization.mixed
         return (mixed.budget_bpw or _MIXED_BITS) if mixed else nominal_bits(scheme)
-    if quantization.method == "bitsandbytes":
-        return _NF4_BITS if scheme == "nf4" else 8.0
+    if quantization.while_loading:
+        return _loaded_bits(quantization)
     width = 4 if scheme == "w4a16" else 8
     knobs = quantization.knobs
     group = int(knobs["group_size"])
@@ -124,6 +126,16 @@ def bits_per_weight(quantization: Quantization) -> float:
         return float(width)
     zero = width if knobs.get("zero_point") or knobs.get("sym") is False else 0
     return width + (_SCALE_BITS + zero) / group
+
+
+def _loaded_bits(quantization: Quantization) -> float:
+    """The same for weights that are quantized while they are loaded."""
+    knobs, scheme = quantization.knobs, str(quantization.scheme)
+    if scheme == "nf4":
+        return _DOUBLE_NF4_BITS if knobs["double_quant"] else _NF4_BITS
+    width = 8.0 if scheme == "float8" else float(scheme.removeprefix("int"))
+    group = knobs.get("group_size", _QUANTO_GROUP if width < 8 else -1)
+    return width if group == -1 else width + 2 * _SCALE_BITS / group
 
 
 def nominal_bits(scheme: str) -> float:

@@ -85,6 +85,8 @@ def _what_fits(quantization: Quantization, linears: Sequence[Linear], tensor_par
         verb = "fits" if len(fit) == 1 else "fit"
         sizes = " and ".join(map(str, fit))
         return f"{sizes} {verb}: --set quantization.group_size={fit[0]}"
+    if quantization.while_loading:
+        return "Choose a scheme without groups, for example method bitsandbytes."
     if quantization.tool != "autoawq":
         return "One scale for a whole row fits always: --set quantization.group_size=-1"
     return "Name the layers in quantization.ignore, so that they stay at 16 bits."

@@ -18,7 +18,7 @@ from deployer.planning.mixing import measured_types
 from deployer.planning.plan import Machine, Plan, PlannedStage, ResolvedSource, Texts
 from deployer.planning.serving import server_command
 from deployer.quantizers import choose_quantizer
-from deployer.recipe import Mixed, Recipe, Vllm
+from deployer.recipe import Mixed, Recipe, Transformers, Vllm
 from deployer.toolchains.specs import Host, spec_named
 
 STAGE_VERSIONS = {
@@ -128,7 +128,7 @@ class _Planner:
     def quantize(self, source: PlannedStage, model_name: str) -> PlannedStage:
         """The stage that makes the weights smaller; `source` itself where none is needed."""
         wanted = self.recipe.quantization
-        if wanted.method in ("none", "bitsandbytes"):
+        if wanted.method == "none" or wanted.while_loading:
             return source
         choice = choose_quantizer(wanted, self.device)
         tool = choice.quantizer.tool
@@ -248,8 +248,10 @@ class _Planner:
         scoring = self.engine.scoring(self.device)
         over = f"over {count or 'all'} windows of {length:,} tokens"
         asked: dict[str, Any] = {}
-        if wanted.method == "bitsandbytes":
-            asked["load"] = wanted.scheme
+        if wanted.while_loading:
+            asked["load"] = wanted.scheme if self.engine.name == "vllm" else wanted.load
+            label = f"{wanted.method} {wanted.scheme}"
+            self.notes.append(f"{label} is made by the engine, each time it loads the weights")
         scored: list[PlannedStage] = []
         if baseline is not weights or asked:
             scored.append(
@@ -276,7 +278,10 @@ class _Planner:
         return tuple(scored)
 
     def _as_served(self) -> dict[str, Any]:
-        """What of vLLM's settings the scores depend on, or needs the GPUs that serving needs."""
+        """What of the engine's settings scores depend on, or needs the GPUs that serving needs."""
+        if self.engine.name == "transformers":
+            dtype = self.recipe.serve.transformers.dtype
+            return {} if dtype == Transformers().dtype else {"dtype": dtype}
         names = ("dtype", "tensor_parallel", "pipeline_parallel")
         served, default = self.recipe.serve.vllm, Vllm()
         return {

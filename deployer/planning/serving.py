@@ -25,6 +25,7 @@ def planned_model(
         recipe.quantization.scheme,
         shape.kv_bytes_per_token if shape else 0,
         weights_bytes,
+        recipe.quantization.load,
     )
 
 

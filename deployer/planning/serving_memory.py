@@ -39,12 +39,14 @@ def serving_memory(
     room.
     """
     vllm = recipe.target.engine == "vllm"
-    wide = _FLOAT32 if vllm and recipe.serve.vllm.dtype == "float32" else 2
+    wide = _FLOAT32 if _is_wide(recipe) else 2
     weights = weights_part(recipe.quantization, shape, size_bytes, wide)
     if weights is None:
         return None
     if vllm and device == "cuda":
         return _on_gpus(recipe, shape, machine, weights)
+    if recipe.target.engine == "transformers" and device == "cuda":
+        return _on_one_gpu(recipe, shape, machine, weights)
     parts = _held(recipe, shape, device, weights)
     if device == "cuda":
         there = sum(gpu.memory_bytes for gpu in machine.gpus) or None
@@ -52,12 +54,31 @@ def serving_memory(
     return MemoryEstimate("serving", "this machine's memory", parts, machine.memory_bytes)
 
 
+def _is_wide(recipe: Recipe) -> bool:
+    """Whether weights that are not quantized, and the cache, have 32 bits."""
+    if recipe.target.engine == "vllm":
+        return recipe.serve.vllm.dtype == "float32"
+    return recipe.target.engine == "transformers" and recipe.serve.transformers.dtype == "float32"
+
+
+def _on_one_gpu(
+    recipe: Recipe, shape: ModelShape | None, machine: Machine, weights: Part
+) -> MemoryEstimate:
+    """The engine transformers: one GPU, and the cache of the one request it computes."""
+    parts = [weights, Part("process", VLLM_GPU_PROCESS, "CUDA context")]
+    if shape:
+        parts.append(_cache(recipe, shape, 1))
+    there = machine.gpus[0].memory_bytes if machine.gpus else None
+    return MemoryEstimate("serving", "the GPU's memory", tuple(parts), there)
+
+
 def _held(recipe: Recipe, shape: ModelShape | None, device: str, weights: Part) -> tuple[Part, ...]:
     """Weights, cache and buffers, as the engine's adapter counts them for a bundle too."""
     held = engine_memory(recipe, shape, device, weights.size)
     parts = [weights]
     if shape:
-        arithmetic = _cache(recipe, shape, recipe.serve.parallel).arithmetic
+        one = recipe.target.engine == "transformers"
+        arithmetic = _cache(recipe, shape, 1 if one else recipe.serve.parallel).arithmetic
         parts.append(Part("cache", held.cache, arithmetic))
         if recipe.target.engine == "vllm":
             parts.append(_activations(recipe, shape, 1))
@@ -146,10 +167,10 @@ def _cache(recipe: Recipe, shape: ModelShape, requests: int) -> Part:
 
 def cache_bytes_per_token(recipe: Recipe, shape: ModelShape) -> int:
     """What a token takes in the key-value cache on one device: its type and its share counted."""
+    times = 2.0 if _is_wide(recipe) else 1.0
     if recipe.target.engine != "vllm":
-        return shape.kv_bytes_per_token
+        return round(shape.kv_bytes_per_token * times)
     vllm = recipe.serve.vllm
-    times = 2.0 if vllm.dtype == "float32" else 1.0
     if vllm.kv_cache_dtype != "auto":
         times = 0.5
     # With more GPUs than key-value heads several of them hold the same head.
@@ -178,7 +199,8 @@ def _smaller_cache(recipe: Recipe, shape: ModelShape | None, device: str, fits: 
         sizes = [step / 2 for step in range(int(serve.vllm.kv_cache_gib * 2), 0, -1)]
         found = next((size for size in sizes if fits(with_vllm(recipe, kv_cache_gib=size))), None)
         return [] if found is None else [f"--set serve.vllm.kv_cache_gib={found:g}"]
-    if not (device == "cuda" and recipe.target.engine == "vllm"):
+    alone = device == "cuda" and recipe.target.engine == "vllm"
+    if not (alone or recipe.target.engine == "transformers"):
         slots = _largest(serve.parallel, 1, lambda n: fits(_with_serve(recipe, parallel=n)))
         ways += [f"--set serve.parallel={slots}"] if slots else []
     steps = (serve.context - 1) // _CONTEXT_STEP
@@ -195,6 +217,12 @@ def _fewer_bits(recipe: Recipe, fits: Fits) -> list[str]:
         if recipe.quantization.scheme == "w4a16" or not fits(_with_weights(recipe, smaller)):
             return []
         return ["4 bits (quantization: {method: awq})"]
+    if recipe.target.engine == "transformers":
+        smaller = Quantization.model_validate({"method": "bitsandbytes", "scheme": "nf4"})
+        fewer = recipe.quantization.scheme in (None, "int8", "float8")
+        if not fewer or not fits(_with_weights(recipe, smaller)):
+            return []
+        return ["4 bits (quantization: {method: bitsandbytes, scheme: nf4})"]
     if recipe.quantization.method == "none":  # perhaps quantized already
         return []
     for scheme in ("q8_0", "q6_k", "q4_k_m", "q3_k_m", "q2_k"):

@@ -80,7 +80,7 @@ def check_support(recipe: Recipe, weights_format: str, device: str) -> None:
 
 def check_context(recipe: Recipe, shape: ModelShape) -> None:
     """serve.context is no longer than the model can read; vLLM refuses it when it starts."""
-    if recipe.target.engine == "vllm" and recipe.serve.context > shape.context:
+    if recipe.target.engine != "llama.cpp" and recipe.serve.context > shape.context:
         raise PlanError(
             f"serve.context is {recipe.serve.context:,} tokens, and the model was made for "
             f"{shape.context:,}",

@@ -11,7 +11,7 @@ from deployer.recipe.quantization import (
     Quantization,
 )
 from deployer.recipe.reader import override_recipe, read_recipe
-from deployer.recipe.serve import SERVERS, LoraAdapter, Serve, Vllm
+from deployer.recipe.serve import SERVERS, LoraAdapter, Serve, Transformers, Vllm
 
 __all__ = [
     "DEFAULT_MIXED_TYPES",
@@ -31,6 +31,7 @@ __all__ = [
     "Slo",
     "Source",
     "Target",
+    "Transformers",
     "Vllm",
     "json_schema",
     "override_recipe",

@@ -12,10 +12,14 @@ from pydantic import Field, model_validator
 from deployer.recipe.quality import Quality
 from deployer.recipe.quantization import Calibration, Quantization
 from deployer.recipe.section import Millis, Repository, Revision, Section, Text
-from deployer.recipe.serve import SERVERS, Serve, Vllm
+from deployer.recipe.serve import SERVERS, Serve, Transformers, Vllm
 
 SOURCES = ("huggingface", "path", "gguf", "package")
-METHODS = {"llama.cpp": ("gguf", "none"), "vllm": ("awq", "gptq", "bitsandbytes", "none")}
+METHODS = {
+    "llama.cpp": ("gguf", "none"),
+    "vllm": ("awq", "gptq", "bitsandbytes", "none"),
+    "transformers": ("bitsandbytes", "quanto", "hqq", "torchao", "none"),
+}
 """Engine -> the quantization methods whose weights it loads."""
 PATH_FIELDS = (
     ("source", "path"),
@@ -70,9 +74,10 @@ class Source(Section):
 class Target(Section):
     """What the model is built for."""
 
-    engine: Literal["llama.cpp", "vllm"] = Field(
+    engine: Literal["llama.cpp", "vllm", "transformers"] = Field(
         "llama.cpp",
-        description="The inference engine: llama.cpp serves GGUF files, vllm checkpoints.",
+        description="The inference engine: llama.cpp serves GGUF files, vllm and transformers "
+        "checkpoints.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the engine computes; auto takes a GPU where there is one."
@@ -142,6 +147,10 @@ class Recipe(Section):
             )
         if engine != "vllm" and self.serve.vllm != Vllm():
             problems.append(f"serve.vllm needs target.engine vllm, not {engine}")
+        if engine != "transformers" and self.serve.transformers != Transformers():
+            problems.append(f"serve.transformers needs target.engine transformers, not {engine}")
+        if engine != "transformers" and self.quantization.double_quant:
+            problems.append("quantization.double_quant needs target.engine transformers")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -24,14 +24,22 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "awq": ("w4a16",),
     "gptq": ("w4a16", "w8a16", "w8a8"),
     "bitsandbytes": ("nf4", "int8"),
+    "quanto": ("int8", "int4", "int2", "float8"),
+    "hqq": ("int8", "int4", "int3", "int2"),
+    "torchao": ("int8", "int4"),
     "none": (),
 }
 """Method -> the schemes it makes."""
+WHILE_LOADING = frozenset({"bitsandbytes", "quanto", "hqq", "torchao"})
+"""Methods by which the engine quantizes the 16-bit weights each time it loads them."""
 TOOLS: dict[str, tuple[str, ...]] = {
     "gguf": ("gguf", "llama-quantize"),
     "awq": ("llm-compressor", "autoawq"),
     "gptq": ("llm-compressor", "auto-gptq"),
     "bitsandbytes": (),
+    "quanto": (),
+    "hqq": (),
+    "torchao": (),
     "none": (),
 }
 """Method -> the tools that carry it out."""
@@ -45,7 +53,10 @@ KNOBS: dict[str, dict[str, Any]] = {
         "group_size": 128, "sym": True, "desc_act": False, "damp_percent": 0.01,
         "ignore": ("lm_head",), "offload": False,
     },
-    "bitsandbytes": {},
+    "bitsandbytes": {"double_quant": False},
+    "quanto": {},
+    "hqq": {"group_size": 64},
+    "torchao": {"group_size": 64},
     "none": {},
 }  # fmt: skip
 """Method -> the knobs it has, with their defaults."""
@@ -56,8 +67,8 @@ MIXED_TYPES = (
 """llama.cpp's tensor types that a mix may be made of."""
 DEFAULT_MIXED_TYPES = ("q3_k", "iq4_nl", "q4_k", "q5_0", "q5_k", "q6_k", "q8_0")
 _ALL_SCHEMES = tuple(dict.fromkeys(name for names in SCHEMES.values() for name in names))
-_PER_CHANNEL = ("w8a8",)
-"""Schemes with one scale per output channel, so without groups."""
+_PER_CHANNEL = (("gptq", "w8a8"), ("torchao", "int8"))
+"""Method and scheme with one scale per output channel, so without groups."""
 
 
 class Mixed(Section):
@@ -92,15 +103,19 @@ class Mixed(Section):
 class Quantization(Section):
     """How the weights are made smaller."""
 
-    method: Literal["gguf", "awq", "gptq", "bitsandbytes", "none"] = Field(
-        "gguf",
-        description="gguf: a llama.cpp type. awq, gptq: 4 or 8 bits for vLLM, tuned on calibration "
-        "text. bitsandbytes: vLLM quantizes while it loads (GPU). none: 16-bit weights.",
+    method: Literal["gguf", "awq", "gptq", "bitsandbytes", "quanto", "hqq", "torchao", "none"] = (
+        Field(
+            "gguf",
+            description="gguf: a llama.cpp type. awq, gptq: 4 or 8 bits for vLLM, tuned on "
+            "calibration text. bitsandbytes, quanto, hqq, torchao: the engine transformers "
+            "quantizes while it loads (bitsandbytes: vllm on a GPU too). none: 16-bit weights.",
+        )
     )
     scheme: Literal[_ALL_SCHEMES] | None = Field(  # type: ignore[valid-type]
         None,
         description="gguf: the llama.cpp type, for example q4_0, q8_0 or q4_k_m. awq: w4a16. gptq: "
-        "w4a16, w8a16, or w8a8 (SmoothQuant, then GPTQ). bitsandbytes: nf4 or int8.",
+        "w4a16, w8a16, or w8a8 (SmoothQuant, then GPTQ). bitsandbytes: nf4 or int8. quanto: int8, "
+        "int4, int2 or float8. hqq: int8, int4, int3 or int2. torchao: int8 or int4.",
     )
     bits: Literal[4, 8] | None = Field(
         None, description="awq, gptq: bits per weight, another way to say w4a16 or w8a16."
@@ -120,7 +135,8 @@ class Quantization(Section):
     group_size: Annotated[int, Field(ge=-1, le=4096)] | None = Field(
         None,
         description="awq, gptq: input channels that share a scale, default 128; -1: all of a row. "
-        "It must divide the input width of every quantized layer.",
+        "hqq, and torchao int4: the same, default 64. It must divide the input width of every "
+        "quantized layer.",
     )
     zero_point: bool | None = Field(
         None, description="awq: asymmetric, with a zero point per group; default true."
@@ -134,6 +150,11 @@ class Quantization(Section):
     )
     clip: bool | None = Field(
         None, description="awq with autoawq: also search for the best clipping; much slower."
+    )
+    double_quant: bool | None = Field(
+        None,
+        description="bitsandbytes nf4 with the engine transformers: quantize the scales too, which "
+        "saves 0.37 bits a weight.",
     )
     ignore: tuple[Text, ...] | None = Field(
         None,
@@ -179,15 +200,20 @@ class Quantization(Section):
         return problems
 
     def _of_the_method(self) -> list[str]:
-        if self.method == "bitsandbytes" and self.scheme is None:
-            return ["scheme is missing: nf4 or int8"]
+        if self.while_loading and self.scheme is None:
+            schemes = SCHEMES[self.method]
+            return [f"scheme is missing: {', '.join(schemes[:-1])} or {schemes[-1]}"]
         if self.method == "gguf":
             return self._of_gguf()
         problems = self._of_mixed()
         if self.group_size == 0:
             problems.append("group_size is a number of channels, or -1 for a whole row")
-        if self.scheme in _PER_CHANNEL and self.group_size not in (None, -1):
+        if self._per_channel and self.group_size not in (None, -1):
             problems.append(f"{self.scheme} has one scale per channel: leave group_size out")
+        if self.double_quant and self.scheme != "nf4":
+            problems.append(f"double_quant belongs to nf4, not to {self.scheme}")
+        if self.while_loading and self.group_size == -1 and not self._per_channel:
+            problems.append(f"{self.method} needs groups: give group_size, for example 64")
         if self.clip and self.tool != "autoawq":
             problems.append("clip needs tool: autoawq")
         if self.offload and self.tool not in ("auto", "llm-compressor"):
@@ -205,7 +231,7 @@ class Quantization(Section):
         problems = []
         if self.mixed.types:
             problems.append(f"mixed.types belongs to gguf; {self.method} mixes scheme and 16 bits")
-        if self.scheme in _PER_CHANNEL:
+        if self._per_channel:
             problems.append(f"mixed measures weights alone, and {self.scheme} rounds activations")
         if self.tool not in ("auto", "llm-compressor"):
             problems.append("mixed needs tool: llm-compressor")
@@ -238,6 +264,27 @@ class Quantization(Section):
         return f"{self.scheme or ''} mixed".strip() if self.mixed else str(self.scheme)
 
     @property
+    def while_loading(self) -> bool:
+        """Whether the engine quantizes: the bundle holds 16-bit weights."""
+        return self.method in WHILE_LOADING
+
+    @property
+    def load(self) -> dict[str, Any] | None:
+        """What an engine is told that quantizes while it loads; None for other methods.
+
+        That is method, scheme, and of its knobs double_quant where it is true, group_size where
+        there are groups.
+        """
+        if not self.while_loading:
+            return None
+        knobs = {name: value for name, value in self.knobs.items() if value not in (False, -1)}
+        return {"method": self.method, "scheme": self.scheme, **knobs}
+
+    @property
+    def _per_channel(self) -> bool:
+        return (self.method, self.scheme) in _PER_CHANNEL
+
+    @property
     def calibrated(self) -> bool:
         """Whether it is tuned on the calibration set (an importance matrix is its own stage)."""
         return self.method in ("awq", "gptq")
@@ -255,7 +302,7 @@ class Quantization(Section):
             name: default if getattr(self, name) is None else getattr(self, name)
             for name, default in table.items()
         }
-        if self.scheme in _PER_CHANNEL:
+        if self._per_channel:
             held["group_size"] = -1
         return held
 

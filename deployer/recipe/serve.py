@@ -11,6 +11,7 @@ from deployer.recipe.section import Positive, Section, Text
 SERVERS = {
     "llama.cpp": ("auto", "llama-server", "source", "xllamacpp", "llama-cpp-python"),
     "vllm": ("auto", "vllm"),
+    "transformers": ("auto", "transformers"),
 }
 """Engine -> what `serve.server` may say."""
 
@@ -58,17 +59,25 @@ class Vllm(Section):
     lora: tuple[LoraAdapter, ...] = Field((), description="Adapters served beside the model.")
 
 
+class Transformers(Section):
+    """Settings that only the engine transformers has."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of activations and unquantized weights; auto: the checkpoint's."
+    )
+
+
 class Serve(Section):
     """How the bundle is served."""
 
-    server: Literal["auto", "llama-server", "source", "xllamacpp", "llama-cpp-python", "vllm"] = (
-        Field(
-            "auto",
-            description="llama-server: an installed one. source: built once from the pinned "
-            "release. xllamacpp: the same native server from a prebuilt wheel. llama-cpp-python: "
-            "the Python server, one request at a time. auto never takes one that must be compiled "
-            "first. The engine vllm has one server, vllm.",
-        )
+    server: Literal[
+        "auto", "llama-server", "source", "xllamacpp", "llama-cpp-python", "vllm", "transformers"
+    ] = Field(
+        "auto",
+        description="llama-server: an installed one. source: built once from the pinned "
+        "release. xllamacpp: the same native server from a prebuilt wheel. llama-cpp-python: "
+        "the Python server, one request at a time. auto never takes one that must be compiled "
+        "first. The engines vllm and transformers have one server each, of the same name.",
     )
     host: Annotated[str, Field(pattern=r"^[0-9A-Za-z:][0-9A-Za-z.:-]*$", max_length=253)] = Field(
         "127.0.0.1", description="Address to listen on; other than loopback needs api_key_file."
@@ -95,6 +104,7 @@ class Serve(Section):
         30, description="Seconds that running requests get to finish after SIGTERM."
     )
     vllm: Vllm = Field(default_factory=Vllm)
+    transformers: Transformers = Field(default_factory=Transformers)
     extra_args: tuple[Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")], ...] = Field(
         (), description="Further arguments, handed to the server as they are."
     )

@@ -96,6 +96,7 @@ _NAMED = (
     ),
     (
         r"failed to load model|error loading model|model loading error|invalid magic|"
+        r"transformers cannot load the model|"
         r"not within the file bounds|unknown model architecture|Failed to load model|"
         r"Value error, Expecting value: line 1|SafetensorError|Error while deserializing header|"
         r"Cannot find any model weights|"

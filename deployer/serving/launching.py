@@ -118,6 +118,7 @@ def _model(bundle: Bundle, device: str) -> ModelToServe:
         scheme=quantization.get("scheme"),
         kv_bytes_per_token=int(quantization.get("kv_bytes_per_token") or 0),
         weights_bytes=bundle.weights_bytes,
+        load=quantization.get("load"),
     )
 
 

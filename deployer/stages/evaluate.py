@@ -21,6 +21,7 @@ REFERENCE = "reference"
 METHODS = {
     "score_llama_cpp": "llama.cpp library, logits at every position",
     "score_vllm": "vLLM, prompt logits",
+    "score_transformers": "transformers, logits at every position",
 }
 """Worker -> how it measures."""
 
@@ -60,6 +61,7 @@ def compare(
     """The quality record of a model; with a 16-bit baseline, what `quality.compared` tells.
 
     `corpus` says which text was scored: `corpus`, `corpus_sha256`, of a data set `corpus_revision`.
+    `memory` is what the weights took in the engine, where it tells that.
     Raises StageError where the two were not scored on the same token ids.
     """
     record: dict[str, Any] = {
@@ -69,6 +71,7 @@ def compare(
         "method": scores["method"],
         "engine": scores["engine_version"],
         "sample": scores["sample"],
+        **({"memory": scores["memory"]} if "memory" in scores else {}),
     }
     if baseline is None:
         return record

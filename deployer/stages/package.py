@@ -68,7 +68,8 @@ def _manifest(
     files: tuple[FileEntry, ...],
 ) -> Manifest:
     recipe = plan.recipe
-    weights = records["weights"]
+    weights = {**records["weights"], **_as_loaded(plan, records)}
+    load = recipe.quantization.load
     draft = Manifest(
         name=recipe.name,
         digest="",
@@ -83,6 +84,7 @@ def _manifest(
         quantization={
             **recipe.quantization.model_dump(mode="json"),
             **records["quantization"],
+            **({"load": load} if load else {}),
             "types": weights["types"],
             "kv_bytes_per_token": weights["kv_bytes_per_token"],
             "context_length": weights["context_length"],
@@ -96,7 +98,19 @@ def _manifest(
     return draft.model_copy(update={"digest": digest})
 
 
-_BY_HAND = {"llama.cpp": f"llama-server -m {GGUF}", "vllm": "vllm serve ."}
+def _as_loaded(plan: Plan, records: Mapping[str, Any]) -> dict[str, Any]:
+    """Bits a weight and types as they were in memory, where the engine quantizes while loading."""
+    memory = records["quality"].get("memory")
+    if not (memory and plan.recipe.quantization.while_loading):
+        return {}
+    return {name: memory[name] for name in ("bits_per_weight", "types")}
+
+
+_BY_HAND = {
+    "llama.cpp": f"llama-server -m {GGUF}",
+    "vllm": "vllm serve .",
+    "transformers": "transformers serve .",
+}
 """How an engine is started in a bundle's folder."""
 
 
@@ -105,11 +119,18 @@ def _readme(plan: Plan, records: Mapping[str, Any]) -> str:
     ratio = quality.get("perplexity_ratio", {}).get("value")
     compared = f", {ratio} times the 16-bit model's" if ratio else ""
     source = ", ".join(f"{key} {value}" for key, value in records["source"].items())
+    loaded = _as_loaded(plan, records)
+    bits = {**records["weights"], **loaded}["bits_per_weight"]
+    counted = (
+        "in memory; 16 in the files, quantized while loading"
+        if loaded
+        else ("stored ones counted with their scales")
+    )
     return f"""# {plan.recipe.name}
 
 A bundle for {plan.recipe.target.engine}, made by deployer {__version__}.
 
-- Weights: {records["weights"]["bits_per_weight"]} bits each, stored ones counted with their scales
+- Weights: {bits} bits each, {counted}
 - Source: {source}
 - Quality: perplexity {quality["perplexity"]["value"]}{compared}, over {quality["tokens"]} tokens of
   {quality["corpus"]} ({quality["method"]})

@@ -11,7 +11,6 @@ process. A model that is split over several GPUs computes in other processes: of
 losses and first choices are known, nothing is kept, and kld and cosine are null.
 """
 
-import json
 import math
 import os
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import checkpoint_parity
+from _checkpoint_text import check_length, encode, last_line, load_tokenizer, parity, read_config
 from _protocol import WorkerError, finite, progress, run
 from _scoring import SAMPLE_PROMPT, SAMPLE_TOKENS, Windows, report, score
 
@@ -46,14 +45,14 @@ ENVIRONMENT = {
 def main(request):
     os.environ.update(ENVIRONMENT)
     folder = Path(request["model"])
-    config = _config(folder)
+    config = read_config(folder)
     progress(note="loading the tokenizer")
-    parity = _parity(request)
-    tokenizer = _tokenizer(folder)
-    windows = Windows(request, lambda text: _encode(tokenizer, text), tokenizer.bos_token_id)
-    sample_ids = windows.prefix + _encode(tokenizer, request.get("sample_prompt") or SAMPLE_PROMPT)
+    answer = parity(request)
+    tokenizer = load_tokenizer(folder)
+    windows = Windows(request, lambda text: encode(tokenizer, text), tokenizer.bos_token_id)
+    sample_ids = windows.prefix + encode(tokenizer, request.get("sample_prompt") or SAMPLE_PROMPT)
     length = max(windows.window + 1, len(sample_ids) + SAMPLE_TOKENS)
-    _check_length(windows.window, length, config.get("max_position_embeddings"))
+    check_length(windows.window, length, config.get("max_position_embeddings"))
     progress(note="loading the model")
     started = time.monotonic()
     engine = _load(request, config, length, windows.window)
@@ -70,49 +69,8 @@ def main(request):
         "load_seconds": load_seconds,
         "sample": _sample(engine, tokenizer, sample_ids),
         "engine_version": _version(),
-        "parity": parity,
+        "parity": answer,
     }
-
-
-def _config(folder):
-    """The language model's part of config.json."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkerError(f"{folder.name} has no readable config.json: {error}") from error
-    return config.get("text_config", config)
-
-
-def _parity(request):
-    """The answer to the parity question, where one is asked, by the checkpoint's tokenizer."""
-    if "strings" not in request:
-        return None
-    question = {name: request[name] for name in ("strings", "messages")}
-    return checkpoint_parity.main({"checkpoint": request["model"], **question})
-
-
-def _tokenizer(folder):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise WorkerError(
-            f"the tokenizer of {folder.name} cannot be loaded: {error}",
-            "The checkpoint needs tokenizer.json and tokenizer_config.json.",
-        ) from error
-
-
-def _encode(tokenizer, text):
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def _check_length(window, length, limit):
-    if limit and length > limit:
-        raise WorkerError(
-            f"a window of {window} tokens needs a context of {length}; the model has {limit}",
-            f"Set quality.window to {limit - length + window} or less.",
-        )
 
 
 def _is_split(request):
@@ -157,7 +115,7 @@ def _load(request, config, length, window):
         return LLM(**arguments)
     except Exception as error:  # whatever the loader of this architecture or format raises
         raise WorkerError(
-            f"vLLM cannot load the model: {_last_line(error)}",
+            f"vLLM cannot load the model: {last_line(error)}",
             "The log says why: a damaged file, an unsupported format or too little memory.",
         ) from error
 
@@ -169,11 +127,6 @@ def _cache_bytes(config, length):
     per_token = 2 * config["num_hidden_layers"] * head_dim * 4
     per_token *= config.get("num_key_value_heads") or heads
     return (math.ceil(length / 128) + 1) * 128 * per_token
-
-
-def _last_line(error):
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
 
 
 class _Capture:

@@ -11,19 +11,15 @@ SIGTERM drains: vLLM finishes running requests for up to `--shutdown-timeout` se
 
 import argparse
 import ctypes
-import hashlib
-import hmac
-import json
 import signal
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from _api_keys import RequireKey, accept_keys_of
+
 PR_SET_PDEATHSIG = 1
-OPEN_PATHS = ("/health",)
-REFUSAL = json.dumps(
-    {"error": {"message": "Invalid API key", "type": "authentication_error", "code": 401}}
-).encode()
-KEY_DIGESTS = []
 
 
 def die_with_parent():
@@ -34,38 +30,6 @@ def die_with_parent():
 
 if __name__ == "__mp_main__":  # vLLM spawned this process, which imports this file first of all
     die_with_parent()
-
-
-class RequireKey:
-    """ASGI middleware: answers 401 unless a request carries one of the keys."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or _has_key(scope):
-            await self.app(scope, receive, send)
-            return
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-        await send({"type": "http.response.start", "status": 401, "headers": headers})
-        await send({"type": "http.response.body", "body": REFUSAL})
-
-
-def _has_key(scope):
-    scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-    digest = hashlib.sha256(key).digest()
-    # Every digest is compared, so that the time tells nothing about which one fits.
-    matches = [hmac.compare_digest(digest, known) for known in KEY_DIGESTS]
-    return scheme.lower() == b"bearer" and any(matches)
-
-
-def read_keys(path):
-    """One key a line; empty lines and lines that start with # are none."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def parse(argv):
@@ -90,8 +54,8 @@ def main():
     args, key_file = parse(sys.argv[1:])
     configure_logging_from_args(args)
     if key_file:
-        KEY_DIGESTS.extend(hashlib.sha256(key.encode()).digest() for key in read_keys(key_file))
-        args.middleware.append(f"{__name__}.{RequireKey.__name__}")
+        accept_keys_of(key_file)
+        args.middleware.append(f"{RequireKey.__module__}.{RequireKey.__name__}")
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
 

@@ -25,6 +25,7 @@ from deployer import serving
 from deployer.artifacts import FOLDER, Bundle, Manifest
 from deployer.engines import ENGINES, Facts, ModelToServe
 from deployer.engines.llama_cpp import NATIVE, PYTHON, WHEEL
+from deployer.engines.transformers import CPU as TRANSFORMERS
 from deployer.engines.vllm import CPU
 from deployer.home import Home
 from deployer.process import which
@@ -40,11 +41,12 @@ OFFERED = tuple(
 FLAGS = {
     "llama.cpp": ("--model", "--alias", "--ctx-size"),
     "vllm": ("--model", "--served-model-name", "--max-model-len"),
+    "transformers": ("--model", "--alias", "--context"),
 }
 """Engine -> its arguments for the weights, the name and the context."""
 TOOLCHAINS = {
     "source": NATIVE, "llama-server": NATIVE, "xllamacpp": WHEEL, "llama-cpp-python": PYTHON,
-    "vllm": CPU,
+    "vllm": CPU, "transformers": TRANSFORMERS,
 }  # fmt: skip
 
 
@@ -273,8 +275,8 @@ def test_it_listens_on_loopback_only(running: Running) -> None:
 
 @pytest.mark.integration
 def test_what_is_no_health_check_needs_the_key(running: Running) -> None:
-    if running.server != "vllm":
-        pytest.skip("only vLLM's own check leaves paths open")
+    if running.server not in ("vllm", "transformers"):
+        pytest.skip("deployer's own check stands in front of these two only")
     with running.client(None) as client:
         assert client.get("/health").status_code == 200
         for path in ("/metrics", "/version", "/v1/models", "/openapi.json"):
@@ -300,7 +302,7 @@ def test_stop_lets_a_running_stream_finish(running: Running) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("server", ["xllamacpp", "vllm"])
+@pytest.mark.parametrize("server", ["xllamacpp", "vllm", "transformers"])
 def test_a_killed_supervisor_leaves_no_process(
     server: str, request: pytest.FixtureRequest, home: Home, tmp_path: Path
 ) -> None:

@@ -173,4 +173,4 @@ def test_third_parties_add_engines_by_entry_point(monkeypatch: pytest.MonkeyPatc
     assert engine_named("mine") is LlamaCpp
     with pytest.raises(PlanError) as caught:
         engine_named("nope")
-    assert caught.value.hint == "There are: llama.cpp, mine, vllm."
+    assert caught.value.hint == "There are: llama.cpp, mine, transformers, vllm."

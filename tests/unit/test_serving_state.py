@@ -161,6 +161,8 @@ def test_a_server_without_a_log_has_no_lines(home: Home) -> None:
         (1, "KeyError: 'layers.0.mlp.down_proj.qweight'", "unusable model", False),
         (1, "ValueError: There is no module or parameter named 'x' in LlamaForCausalLM",
          "unusable model", False),
+        (1, "_protocol.WorkerError: transformers cannot load the model: OSError: no file",
+         "unusable model", False),
         (-9, "", "killed", True),
         (1, "no idea", "unknown", True),
     ],

@@ -15,7 +15,7 @@ import pytest
 from deployer.toolchains.worker import WORKERS
 
 MODULES = (
-    "score_vllm", "checkpoint_parity", "_scoring", "_distributions", "_protocol",
+    "score_vllm", "_checkpoint_text", "checkpoint_parity", "_scoring", "_distributions", "_protocol",
 )  # fmt: skip
 VOCABULARY = 8
 
@@ -105,7 +105,7 @@ def test_other_logits_than_the_engine_uses_are_an_error(worker: Any) -> None:
 
 
 def test_a_window_beyond_the_models_context_says_what_fits(worker: Any) -> None:
-    worker._check_length(511, 512, 512)
+    worker.check_length(511, 512, 512)
     with pytest.raises(worker.WorkerError, match="a context of 513; the model has 512") as caught:
-        worker._check_length(512, 513, 512)
+        worker.check_length(512, 513, 512)
     assert "511" in caught.value.hint
