@@ -47,7 +47,7 @@ loadtest: setup  ## load-test the running server: ENDPOINT= PROFILE= USERS= DURA
 	@$(DEPLOYER) loadtest $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(USERS),--users $(USERS)) $(if $(DURATION),--duration $(DURATION))
 
-bench: setup  ## measure deployer against the bare tools; BENCH=llama.cpp, vllm, quantizers or scoring
+bench: setup  ## measure deployer against the bare tools; BENCH=llama.cpp, vllm, quantizers, scoring or mixed
 	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 clean:  ## delete .venv and all that was built

@@ -6,6 +6,7 @@ toolchains/  isolated environments
 servers/     state and logs of detached servers
 loadtests/   load-test results, one folder a run
 evaluations/ quality measured of bundles, one folder a run
+comparisons/ formats measured side by side, one folder a run
 logs/        logs of builds
 cache/       downloads; safe to delete
 """
@@ -47,6 +48,10 @@ class Home:
     @property
     def evaluations(self) -> Path:
         return self.root / "evaluations"
+
+    @property
+    def comparisons(self) -> Path:
+        return self.root / "comparisons"
 
     @property
     def logs(self) -> Path:

@@ -13,6 +13,7 @@ import click
 
 from deployer import __version__
 from deployer.cli.building import build, plan
+from deployer.cli.comparing import compare
 from deployer.cli.evaluating import evaluate
 from deployer.cli.failures import (
     explain,
@@ -23,6 +24,7 @@ from deployer.cli.failures import (
 )
 from deployer.cli.loadtesting import loadtest
 from deployer.cli.machine import completion, doctor, schema
+from deployer.cli.recommending import recommend
 from deployer.cli.sensitivity import sensitivity
 from deployer.cli.serving import logs, serve, status, stop
 from deployer.cli.tasks import tasks
@@ -31,8 +33,8 @@ from deployer.errors import DeployerError
 from deployer.home import default_home
 
 COMMANDS = (
-    plan, build, evaluate, sensitivity, serve, status, logs, stop, loadtest, tasks, doctor,
-    toolchain, schema, completion,
+    plan, build, evaluate, sensitivity, serve, status, logs, stop, loadtest, tasks, compare,
+    recommend, doctor, toolchain, schema, completion,
 )  # fmt: skip
 
 
@@ -40,7 +42,8 @@ COMMANDS = (
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="The usual way: plan, build, serve --detach, loadtest, stop. Exit codes: 0 good, "
-    "1 failed or SLO missed, 2 recipe or usage, 3 invalid measurement, 70 a bug, 130 interrupted.",
+    "1 failed or SLO missed, 2 recipe or usage, 3 invalid measurement, 4 regression, 70 a bug, "
+    "130 interrupted.",
 )
 @click.version_option(__version__, prog_name="deployer")
 def cli() -> None:

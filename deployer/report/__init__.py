@@ -4,6 +4,8 @@ html(result, samples)              one self-contained page, no script, no reques
 quality_html(record, …)            the same of a quality record
 summary_markdown(result, samples)  the short form
 table(result)                      columns and rows for a terminal
+comparison_html, _csv, _markdown, _table, _lines    of a comparison of formats
+comparison_pictures                what the worker `draw_figures` draws of it
 """
 
 from __future__ import annotations
@@ -13,11 +15,20 @@ from typing import Any
 
 from deployer.metrics import ERRORS, MEASURED, Sample, tpot, ttft
 from deployer.report import charts, words
+from deployer.report.comparison import comparison_lines, comparison_table
+from deployer.report.comparison_documents import comparison_csv, comparison_markdown
+from deployer.report.comparison_page import comparison_html
+from deployer.report.comparison_pictures import comparison_pictures
 from deployer.report.page import render
 from deployer.report.quality import quality_html
+from deployer.report.words import markdown as _md
 from deployer.results import REPORT, SUMMARY, LoadTestResult, Stage
 
-__all__ = ["PAGES", "html", "quality_html", "summary_markdown", "table", "verdict"]
+__all__ = [
+    "PAGES", "comparison_csv", "comparison_html", "comparison_lines", "comparison_markdown",
+    "comparison_pictures", "comparison_table", "html", "quality_html", "summary_markdown", "table",
+    "verdict",
+]  # fmt: skip
 
 COLUMNS = (
     "stage", "target", "achieved", "ok/err", "TTFT p50 / p99", "TPOT p50 / p99", "E2E p99",
@@ -90,13 +101,6 @@ def summary_markdown(result: LoadTestResult, samples: Sequence[Sample] = ()) -> 
         f"{result.run.versions.get('deployer', '?')}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _md(text: str) -> str:
-    """Text that stays text inside a Markdown table."""
-    for special in ("\\", "|", "`", "*", "_", "["):
-        text = text.replace(special, "\\" + special)
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
 def _workload_line(result: LoadTestResult) -> str:

@@ -101,3 +101,15 @@ def cached_share(stage: Stage) -> float | None:
 def short_model(name: str) -> str:
     """A model's name; of a path only its last part."""
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".")) else name
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 trial", "3 trials"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def markdown(text: str) -> str:
+    """Text that stays text inside a Markdown table."""
+    for special in ("\\", "|", "`", "*", "_", "["):
+        text = text.replace(special, "\\" + special)
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

@@ -26,6 +26,7 @@ _RELEASES = {
     "xllamacpp": ("llama-cpp", "xllamacpp"),
     "source": ("llama-cpp-native", "llama-cpp-python"),
     "llama-cpp-python": ("llama-cpp-python", "llama-cpp-python"),
+    "transformers": ("transformers", "transformers"),
 }
 """Server -> (its toolchain, the distribution whose version is the server's)."""
 _NO_MODEL = {"version": 1, "name": "endpoint", "source": {"package": "none==0"},
@@ -138,7 +139,7 @@ def loadtest(
     bundle = find_bundle(record.bundle, home)
     recipe = override_recipe(bundle.manifest.recipe, overrides)
     key_file = api_key_file or (recipe.serve.api_key_file and Path(recipe.serve.api_key_file))
-    known = _known(bundle, record, home)
+    known = describe_server(bundle, record, home)
     return _measure(record.endpoint, recipe.loadtest, home, progress, _key(key_file), known)
 
 
@@ -167,7 +168,7 @@ def _key(path: Path | str | None) -> str | None:
     return text.strip().partition("\n")[0].strip() or None
 
 
-def _known(bundle: Bundle, record: ServerRecord, home: Home) -> dict[str, Any]:
+def describe_server(bundle: Bundle, record: ServerRecord, home: Home) -> dict[str, Any]:
     """What the result document tells of one of our servers."""
     manifest = bundle.manifest
     return {

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deployer import serving, tasks
+from deployer import tasks
 from deployer.artifacts import FOLDER, Bundle
 from deployer.durable import disk_error, write_atomically
 from deployer.errors import UsageError
@@ -25,6 +21,7 @@ from deployer.recipe import Serve
 from deployer.serving.preflight import read_key
 from deployer.tasks import Recovery, Target, TaskResult
 from deployer.workflow.bundles import find_bundle
+from deployer.workflow.served import on_loopback, served
 
 RESULT = "tasks.json"
 LEAST_CONTEXT = 2048
@@ -135,45 +132,19 @@ def _of_bundle(
 def _served(bundle: Bundle, home: Home, progress: Progress) -> Iterator[Target]:
     """The bundle, served on a free port for as long as the context lasts."""
     manifest = bundle.manifest
-    serve = Serve.model_validate_json(json.dumps(manifest.serve))
-    device = str(manifest.recipe.get("target", {}).get("device", "auto"))
-    name = f"tasks-{manifest.name[:40]}-{os.getpid()}-{secrets.token_hex(2)}"
-    with _ended_by_sigterm():
-        record = serving.start(
-            bundle, alone(serve), home, progress, name=name, device=device, detach=True,
-        )  # fmt: skip
-        try:
-            tokenizer = bundle.root if manifest.weights == FOLDER else None
-            with Target.at(record.endpoint, record.model, tokenizer=tokenizer) as target:
-                yield target
-        finally:
-            serving.stop(home, name, progress)
-        shutil.rmtree(home.servers / name, ignore_errors=True)  # its log is kept of a failure
+    serve = alone(Serve.model_validate_json(json.dumps(manifest.serve)))
+    tokenizer = bundle.root if manifest.weights == FOLDER else None
+    with (
+        served(bundle, serve, home, progress, "tasks") as record,
+        Target.at(record.endpoint, record.model, tokenizer=tokenizer) as target,
+    ):
+        yield target
 
 
 def alone(serve: Serve) -> Serve:
-    """Serve settings for one client on this machine: a free port, one request at a time."""
-    changes = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "parallel": 1,
-        "api_key_file": None,
-        "context": max(serve.context, LEAST_CONTEXT),
-    }
-    return serve.model_copy(update=changes)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, so that a server is stopped on the way out."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    """Serve settings for one client on this machine, one request at a time."""
+    changes = {"parallel": 1, "context": max(serve.context, LEAST_CONTEXT)}
+    return on_loopback(serve).model_copy(update=changes)
 
 
 def _stored(

@@ -599,6 +599,23 @@ def test_a_quantized_checkpoint_becomes_a_folder_a_server_can_load(tmp_path: Pat
     assert "vllm serve" in (folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_what_is_quantized_while_loading_has_the_bits_it_had_in_memory(tmp_path: Path) -> None:
+    """Its files hold 16 bits a weight; the manifest says how the engine is to load them."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    memory = {"bits_per_weight": 6.5, "types": {"Linear4bit": 7}, "weights_bytes": 9}
+    quality = compare(scores(11.0) | {"memory": memory}, scores(10.0))
+    assert quality["memory"] == memory
+    plan = planned("target.engine=transformers", "quantization={method: hqq, scheme: int4}")
+    weights = checkpoint(tmp_path / "weights")
+    package.run(plan, weights, None, {**records(), "quality": quality}, {}, folder)
+    manifest = Bundle.read(folder).manifest
+    assert manifest.bits_per_weight == 6.5
+    assert manifest.quantization["types"] == {"Linear4bit": 7}
+    assert manifest.quantization["load"] == {"method": "hqq", "scheme": "int4", "group_size": 64}
+    assert "6.5 bits each, in memory; 16 in the files" in (folder / "README.md").read_text()
+
+
 def test_a_gguf_source_gives_a_bundle_of_weights_alone(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     folder.mkdir()
