@@ -57,7 +57,8 @@ def compare(
 
     Each format is built (what was built before is reused), its quality measured, and served in
     turns with the same load. A format that cannot run here is shown with the reason. The result is
-    a table, comparison.json, comparison.csv and report.html.
+    a table, comparison.json, comparison.csv and report.html. Exits 1 when a format failed, or none
+    could be measured.
 
     \b
     deployer compare recipes/smollm2-q4_0.yaml recipes/smollm2-q8_0.yaml
@@ -83,7 +84,7 @@ def compare(
 
         print_table(*outcome.table)
         print_lines(outcome.describe())
-    sys.exit(0 if outcome.comparison.measured else 1)
+    sys.exit(outcome.exit_code)
 
 
 def _matrix(

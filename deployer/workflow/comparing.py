@@ -19,7 +19,7 @@ from deployer import report, serving, tasks
 from deployer.artifacts import FOLDER, Bundle
 from deployer.comparison import Comparison, Trial, Workload
 from deployer.durable import disk_error
-from deployer.errors import DeployerError, LoadTestError, UsageError
+from deployer.errors import EXIT_FAILED, EXIT_OK, DeployerError, LoadTestError, UsageError
 from deployer.home import Home
 from deployer.loadtest import host
 from deployer.metering import CONTENDED, Meter, busy_now
@@ -46,6 +46,12 @@ class ComparisonOutcome:
 
     comparison: Comparison
     folder: Path
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a format broke, or not one was measured; what cannot run here is no failure."""
+        broken = any(row.status == "failed" for row in self.comparison.rows)
+        return EXIT_FAILED if broken or not self.comparison.measured else EXIT_OK
 
     @property
     def table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

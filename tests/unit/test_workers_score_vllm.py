@@ -15,7 +15,8 @@ import pytest
 from deployer.toolchains.worker import WORKERS
 
 MODULES = (
-    "score_vllm", "_checkpoint_text", "checkpoint_parity", "_scoring", "_distributions", "_protocol",
+    "score_vllm", "_checkpoint_text", "checkpoint_parity", "_scoring", "_distributions",
+    "_protocol",
 )  # fmt: skip
 VOCABULARY = 8
 

@@ -173,6 +173,9 @@ def compare(tmp_path: Path, machine: Machine) -> Compare:
         )
         outcome = comparing.compare(matrix, Home(tmp_path / "home"), SILENT, "deployer compare")
         assert read_comparison(outcome.folder) == outcome.comparison
+        statuses = {row.status for row in outcome.comparison.rows}
+        fine = "measured" in statuses and "failed" not in statuses
+        assert outcome.exit_code == (0 if fine else 1)
         return outcome.comparison
 
     return run
