@@ -29,6 +29,7 @@ _MEASURE = ("trials", "users", "duration", "preset")
     help="Compare the formats of this matrix, with its workload.",
 )  # fmt: skip
 @click.option("--only", metavar="NAME,…", help="Only these formats of the matrix.")
+@click.option("--skip", metavar="NAME,…", help="All formats of the matrix but these.")
 @click.option("--trials", type=click.IntRange(1, 100), help="Turns of every format.  [default: 3]")
 @click.option(
     "--users", type=click.IntRange(2, 10_000), help="Streams of the loaded level.  [default: 8]"
@@ -46,6 +47,7 @@ def compare(
     what: tuple[str, ...],
     matrix_file: Path | None,
     only: str | None,
+    skip: str | None,
     trials: int | None,
     users: int | None,
     duration: int | None,
@@ -74,7 +76,7 @@ def compare(
     from deployer.workflow import comparing
 
     given = {"trials": trials, "users": users, "duration": duration, "preset": preset}
-    matrix = _matrix(what, matrix_file, only, given)
+    matrix = _matrix(what, matrix_file, given).chosen(_names(only), _names(skip))
     command = shlex.join(["deployer", *sys.argv[1:]])
     outcome = comparing.compare(matrix, default_home(), reporter(), command)
     if as_json:
@@ -87,9 +89,11 @@ def compare(
     sys.exit(outcome.exit_code)
 
 
-def _matrix(
-    recipes: tuple[str, ...], path: Path | None, only: str | None, given: Mapping[str, object]
-) -> Matrix:
+def _names(listed: str | None) -> list[str]:
+    return [name.strip() for name in (listed or "").split(",") if name.strip()]
+
+
+def _matrix(recipes: tuple[str, ...], path: Path | None, given: Mapping[str, object]) -> Matrix:
     """The matrix that is asked for; options go before what it says."""
     from deployer.recipe.matrix import Measure, matrix_of, read_matrix
 
@@ -102,8 +106,7 @@ def _matrix(
     if path is None:
         return matrix_of([Path(each) for each in recipes], Measure.model_validate(chosen))
     matrix = read_matrix(path)
-    changed = matrix.model_copy(update={"measure": matrix.measure.model_copy(update=chosen)})
-    return changed.only(only.split(",")) if only else changed
+    return matrix.model_copy(update={"measure": matrix.measure.model_copy(update=chosen)})
 
 
 def _compare_stored(what: tuple[str, ...], force: bool, as_json: bool) -> None:

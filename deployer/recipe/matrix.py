@@ -99,14 +99,19 @@ class Matrix(Section):
             raise ValueError("; ".join(problems))
         return self
 
-    def only(self, names: Sequence[str]) -> Matrix:
-        """The matrix with the formats named, in its own order; raises UsageError for others."""
-        wanted = {name.strip() for name in names}
+    def chosen(self, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Matrix:
+        """The matrix with the formats in `only` (all where it names none), less those in `skip`.
+
+        They keep their order. Raises UsageError for a name it does not have, or if none is left.
+        """
         known = [each.name for each in self.formats]
-        if unknown := sorted(wanted.difference(known)):
+        if unknown := sorted({*only, *skip}.difference(known)):
             raise UsageError(
                 f"the matrix has no format {', '.join(unknown)}", f"It has: {', '.join(known)}."
             )
+        wanted = set(only or known).difference(skip)
+        if not wanted:
+            raise UsageError("no format is left to compare", f"There are: {', '.join(known)}.")
         formats = tuple(each for each in self.formats if each.name in wanted)
         return self.model_copy(update={"formats": formats})
 

@@ -76,12 +76,16 @@ def test_no_matrix_and_no_format(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no matrix"):
         read_matrix(tmp_path / "none.yaml")
     with pytest.raises(UsageError, match="no format q9"):
-        read_matrix(written(tmp_path, TEXT)).only(["plain", "q9"])
+        read_matrix(written(tmp_path, TEXT)).chosen(["plain", "q9"])
+    with pytest.raises(UsageError, match="no format is left"):
+        read_matrix(written(tmp_path, TEXT)).chosen(["plain"], ["plain"])
 
 
 def test_some_formats_only(tmp_path: Path) -> None:
-    matrix = read_matrix(written(tmp_path, TEXT)).only([" other"])
-    assert [each.name for each in matrix.formats] == ["other"]
+    matrix = read_matrix(written(tmp_path, TEXT))
+    for chosen in (matrix.chosen(only=["other"]), matrix.chosen(skip=["plain"])):
+        assert [each.name for each in chosen.formats] == ["other"]
+    assert matrix.chosen() == matrix
 
 
 def test_recipes_make_a_matrix_too(tmp_path: Path) -> None:
