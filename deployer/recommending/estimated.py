@@ -1,10 +1,10 @@
 """What a format would do on a GPU that is not here: from bandwidth, arithmetic and capacity alone.
 
 Decoding reads all weights once a step, for all users together, and each user's key-value cache, so
-    step = STEP_SECONDS + weights / (efficiency x bandwidth)
-           + users x tokens x cache / (efficiency of 16 bits x bandwidth)
+    step = STEP_SECONDS + weights / (share x bandwidth)
+           + users x tokens x cache / (share of 16 bits x bandwidth)
     TPOT = step;  one user's tokens per second = 1 / step;  TTFT = all users' prompts at once:
-    TTFT = step + users x 2 x parameters x prompt / (ARITHMETIC x peak arithmetic)
+    TTFT = step + users x 2 x parameters x prompt / (share of its kind x peak arithmetic)
     E2E  = TTFT + (output - 1) x step;  output tokens per second = users x output / E2E
 An engine that computes one request at a time reads one user's cache, and the last of the users
 waits until all others have their answers. Everything that comes from here is an estimate and
@@ -22,18 +22,16 @@ from deployer.recipe.environment import Environment, GpuKind
 from deployer.recommending.reading import cache_bytes_per_token, weights_in_memory
 from deployer.recommending.records import GIB, USABLE_MEMORY, Figure, Outlook
 
-EFFICIENCY = ((12.0, 0.69), (6.0, 0.52), (0.0, 0.42))
-"""(bits per weight from here on, share of the peak bandwidth that decoding reaches).
+REACHED = ((12.0, 0.84, 0.25), (8.0, 0.64, 0.15), (0.0, 0.43, 0.12))
+"""(bits per weight from here on, share of the peak bandwidth, share of the peak arithmetic).
 
-From the table of gpt-fast's README: Llama-2-7B on an A100 of 2,039 GB/s decodes at 1,397 GB/s with
-16 bits, 1,069 with 8, 863 with 4. Not measured by deployer.
+What llama.cpp reached on an NVIDIA H100 when it decoded and when it read a prompt of 512 tokens,
+by tests/bench/gpu_decode.py (docs/recommend.md has the table). vLLM was not measured.
 """
 CACHE_BITS = 16.0
 """Bits of a value in the key-value cache, which decides how fast it is read."""
-ARITHMETIC = 0.4
-"""Share of the peak arithmetic that reading prompts reaches: a rule of thumb, not measured."""
-STEP_SECONDS = 0.002
-"""What a step takes however small the model is: a rule of thumb, not measured."""
+STEP_SECONDS = 0.0013
+"""What a step took there however few weights it read: a model of 30 layers in 4 bits."""
 ONE_AT_A_TIME = ("transformers",)
 """Engines that compute one request at a time; the others wait."""
 MOST_USERS = 256
@@ -75,6 +73,11 @@ class Estimator:
         return self.gpu.count
 
     @property
+    def arithmetic(self) -> float:
+        """The share of the peak arithmetic that prompts are taken to reach."""
+        return reached(self.size.bits_per_weight)[1]
+
+    @property
     def memory_there(self) -> float:
         return USABLE_MEMORY * self.gpu.memory_gib * GIB * self.count
 
@@ -87,11 +90,12 @@ class Estimator:
     def step(self, users: int) -> Step:
         load, bandwidth = self.environment.load, self.gpu.bandwidth_gb_s * 1e9 * self.count
         together = 1 if self.alone else users
-        weights = weights_in_memory(self.size) / (efficiency(self.size.bits_per_weight) * bandwidth)
-        cache = together * self.tokens * self.cache / (efficiency(CACHE_BITS) * bandwidth)
+        share, of_cache = reached(self.size.bits_per_weight)[0], reached(CACHE_BITS)[0]
+        weights = weights_in_memory(self.size) / (share * bandwidth)
+        cache = together * self.tokens * self.cache / (of_cache * bandwidth)
         tpot = STEP_SECONDS + weights + cache
         arithmetic = 2 * self.size.parameters * together * load.prompt_tokens
-        ttft = tpot + arithmetic / (ARITHMETIC * self.gpu.tflops * 1e12 * self.count)
+        ttft = tpot + arithmetic / (self.arithmetic * self.gpu.tflops * 1e12 * self.count)
         e2e = ttft + (load.output_tokens - 1) * tpot
         waiting = (users - together) * e2e
         ttft, e2e = ttft + waiting, e2e + waiting
@@ -122,9 +126,9 @@ class Estimator:
         return next((step for step in steps if step.output >= demand), most), most
 
 
-def efficiency(bits_per_weight: float) -> float:
-    """The share of the peak bandwidth that decoding is taken to reach at so many bits."""
-    return next(share for bits, share in EFFICIENCY if bits_per_weight >= bits)
+def reached(bits_per_weight: float) -> tuple[float, float]:
+    """The shares of peak bandwidth and arithmetic that so many bits are taken to reach."""
+    return next((read, computed) for bits, read, computed in REACHED if bits_per_weight >= bits)
 
 
 def estimated_outlook(row: Row, comparison: Comparison, environment: Environment) -> Outlook | None:
@@ -157,13 +161,13 @@ def _arithmetic(estimator: Estimator, step: Step, most: Step) -> dict[str, str]:
     held = f"{together} x {estimator.tokens} x {estimator.cache / 1e3:.3g} kB"
     fast = f"{gpu.bandwidth_gb_s:g} GB/s{many})"
     prompts = f"{together} x 2 x {size.parameters / 1e6:.4g} M x {load.prompt_tokens}"
-    computes = f"({ARITHMETIC:g} x {gpu.tflops:g} TFLOPS{many})"
+    computes = f"({estimator.arithmetic:g} x {gpu.tflops:g} TFLOPS{many})"
     return {
         "memory": f"memory: {weights} + {held} + {VLLM_GPU_PROCESS / 1e9:.2g} GB{many} of process",
         "ttft": f"TTFT, ms: TPOT + {prompts} / {computes}{waiting}",
         "tpot": f"TPOT, ms: {1000 * STEP_SECONDS:g} ms + "
-        f"{weights} / ({efficiency(size.bits_per_weight):g} x {fast} + "
-        f"{held} / ({efficiency(CACHE_BITS):g} x {fast}",
+        f"{weights} / ({reached(size.bits_per_weight)[0]:g} x {fast} + "
+        f"{held} / ({reached(CACHE_BITS)[0]:g} x {fast}",
         "e2e": f"E2E, ms: TTFT + {load.output_tokens - 1} x TPOT",
         "output": f"output tokens/s: {most.users} users x {load.output_tokens} tokens / "
         f"{most.e2e:.3g} s of their E2E",

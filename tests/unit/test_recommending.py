@@ -16,7 +16,7 @@ from deployer.errors import UsageError
 from deployer.home import Home
 from deployer.recipe.environment import Environment, find_environment
 from deployer.recommending import Recommendation, basis_lines, describe, recommend, ruled_out_rows
-from deployer.recommending.estimated import Estimator, efficiency
+from deployer.recommending.estimated import Estimator, reached
 from deployer.recommending.reading import cache_bytes_per_token
 from deployer.workflow import recommending as workflow
 
@@ -297,8 +297,8 @@ def test_the_formula_of_a_gpu_by_hand() -> None:
     found = recommend(comparison, on_a_gpu(load=load)).chosen
     assert found
     weights, cache = found.weights_bytes, 4 * 201 * 20_000
-    step = 0.002 + (weights + cache) / (0.69 * 300e9)
-    ttft = step + 4 * 2 * 134_515_008 * 100 / (0.4 * 121e12)
+    step = 0.0013 + (weights + cache) / (0.84 * 300e9)
+    ttft = step + 4 * 2 * 134_515_008 * 100 / (0.25 * 121e12)
     e2e = ttft + 100 * step
     look = found.outlook
     assert look.tpot_p95_ms.mean == pytest.approx(1000 * step)
@@ -341,7 +341,8 @@ def test_what_an_engine_cannot_load_on_a_gpu_is_not_runnable_there() -> None:
 
 
 def test_fewer_bits_reach_a_smaller_share_of_the_bandwidth() -> None:
-    assert [efficiency(bits) for bits in (32, 16, 8.5, 5.3, 4.5)] == [0.69, 0.69, 0.52, 0.42, 0.42]
+    shares = [reached(bits)[0] for bits in (32, 16, 8.5, 5.3, 4.5)]
+    assert shares == [0.84, 0.84, 0.64, 0.43, 0.43]
 
 
 @given(st.floats(100, 4000), st.floats(1.0, 4.0), st.integers(1, 200))

@@ -130,18 +130,19 @@ class ByHand:
         self.room = 0.9 * gpu["memory_gib"] * GIB
         kv = self.kv
         bits = size["bits_per_weight"]
-        share = 0.69 if bits >= 12 else 0.52 if bits >= 6 else 0.42
+        share = 0.84 if bits >= 12 else 0.64 if bits >= 8 else 0.43
+        computed = 0.25 if bits >= 12 else 0.15 if bits >= 8 else 0.12
         text = load["prompt_tokens"] + load["output_tokens"]
         wanted = load["requests_per_s"] * load["output_tokens"]
         at_work, self.output = None, 0.0
         for users in range(1, 257):
             together = 1 if self.row["engine"] == "transformers" else users
             cache = together * text * kv
-            seconds = 0.002 + (in_memory(size) / share + cache / 0.69) / (
+            seconds = 0.0013 + (in_memory(size) / share + cache / 0.84) / (
                 gpu["bandwidth_gb_s"] * 1e9
             )
             prompt = together * 2 * size["parameters"] * load["prompt_tokens"]
-            first = seconds + prompt / (0.4 * gpu["tflops"] * 1e12)
+            first = seconds + prompt / (computed * gpu["tflops"] * 1e12)
             whole = first + (load["output_tokens"] - 1) * seconds
             first += (users - together) * whole
             whole += (users - together) * whole
