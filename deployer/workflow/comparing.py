@@ -211,10 +211,12 @@ def _load(
     )
     folder = loadtests.folder_of(home.loadtests, result)
     if not result.stages[0].requests.ok:
-        errors = ", ".join(result.stages[0].requests.errors) or "none was finished in time"
+        errors = ", ".join(result.stages[0].requests.errors)
+        why = errors or "none began after the warm-up and ended in time"
         raise LoadTestError(
-            f"with {users} users not one request was answered ({errors})",
-            f"The report is {folder / 'report.html'}; measure for longer where it is just slow.",
+            f"with {users} user{'s' if users != 1 else ''} not one request was answered ({why})",
+            f"The report is {folder / 'report.html'}. Where the format is just slow, measure for "
+            "longer: --duration.",
         )
     return result, read_samples(folder)
 

@@ -241,7 +241,7 @@ def test_a_server_that_answers_nothing_has_no_throughput(
     machine.answered = False
     row = compare("a").row("a")
     assert row.status == "failed"
-    assert row.reason == "with 1 users not one request was answered (http_5xx)"
+    assert row.reason == "with 1 user not one request was answered (http_5xx)"
 
 
 def test_contended_trials_are_flagged(machine: Machine, compare: Compare) -> None:
