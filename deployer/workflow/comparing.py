@@ -145,7 +145,7 @@ def _take_turns(
             try:
                 trials.append(_trial(each, each.bundle, number, measure, home, progress))
             except DeployerError as error:
-                each.drop("failed", error, progress)
+                each.drop("failed", error, home, progress)
     return trials
 
 

@@ -59,19 +59,27 @@ class Contender:
         try:
             self.bundle = build(self.path, self.overrides, home, progress).bundle
         except QualityGateError as error:
-            self.drop("refused", error, progress, quality=error.measured)
+            self.drop("refused", error, home, progress, quality=error.measured)
         except (PlanError, UsageError) as error:
-            self.drop("unavailable", error, progress)
+            self.drop("unavailable", error, home, progress)
         except DeployerError as error:
-            self.drop("failed", error, progress)
+            self.drop("failed", error, home, progress)
 
-    def drop(self, status: Status, error: DeployerError, progress: Progress, **found: Any) -> None:
-        """Measure it no further, for a reason; what was measured until then is not shown."""
+    def drop(
+        self, status: Status, error: DeployerError, home: Home, progress: Progress, **found: Any
+    ) -> None:
+        """Measure it no further, for a reason; what was measured until then is not shown.
+
+        The document goes to other machines: of this one's folders it says $DEPLOYER_HOME.
+        """
+        reason, hint = (
+            text.replace(str(home.root), "$DEPLOYER_HOME") for text in (error.message, error.hint)
+        )
         self.failure = Row(
             **self._identity(),
             status=status,
-            reason=error.message,
-            hint=error.hint or None,
+            reason=reason,
+            hint=hint or None,
             **found,
         )
         progress.warn(f"{self.name} is {status}: {error.message}")

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from deployer.comparison import COMPARISON, FIGURES, REPORT, TABLE, read_comparison
+from deployer.home import default_home
 from deployer.report import comparison_markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -34,6 +35,8 @@ def publish(folder: Path) -> None:
     shutil.rmtree(MEASURED, ignore_errors=True)
     MEASURED.mkdir(parents=True)
     for name in (COMPARISON, TABLE, REPORT):
+        text = (folder / name).read_text("utf-8")
+        assert str(default_home().root) not in text, f"{name} names a folder of this machine"
         shutil.copy(folder / name, MEASURED / name)
     shutil.copytree(folder / FIGURES, MEASURED / FIGURES)
     for chapter in CHAPTERS:
