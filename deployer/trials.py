@@ -11,6 +11,8 @@ from deployer.results import LoadTestResult, Stage, Summary
 
 Run = tuple[LoadTestResult, Sequence[Sample]]
 """A stored load test and its raw requests."""
+FEWEST = 5
+"""Answered requests of a trial; percentiles of fewer are one request's luck."""
 _MS = 1000.0
 
 
@@ -40,8 +42,13 @@ def level(users: int, runs: Sequence[Run]) -> Level:
 
 
 def _broken(result: LoadTestResult) -> list[str]:
-    """Flags that say the figures are of nonsense."""
-    return [flag.message for flag in result.flags if flag.name == "degenerate_output"]
+    """What says that the figures are of nonsense, or of next to nothing."""
+    found = [flag.message for flag in result.flags if flag.name == "degenerate_output"]
+    answered = result.stages[0].requests.ok
+    if answered < FEWEST:
+        requests = f"{answered} request{'s' if answered != 1 else ''}"
+        found.append(f"only {requests} were answered in the measured seconds, measure for longer")
+    return found
 
 
 def _of(stages: Sequence[Stage], figure: Callable[[Stage], float | None]) -> Estimate | None:

@@ -68,7 +68,7 @@ def reason(found: Recommendation, name: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("name", "chosen", "runner_up"),
     [
-        ("edge-cpu", "mixed", "q6_k"),
+        ("edge-cpu", "mixed", "q4_k_m"),
         ("cloud-cpu", "mixed", "q4_k_m"),
         ("gpu-24g", "f16", "bf16"),
         ("gpu-80g", "f16", "bf16"),

@@ -34,7 +34,7 @@ def test_the_answer_comes_first_and_the_table_has_a_reason_for_the_others(compar
     assert outcome.exit_code == 0
     lines = outcome.stdout.splitlines()
     assert lines[0] == "Take mixed (llama.cpp, 5.33 bits a weight) for edge-cpu."
-    assert any(line.startswith("Runner-up: q6_k (") for line in lines)
+    assert any(line.startswith("Runner-up: q4_k_m (") for line in lines)
     assert any(line.startswith("How sure: ") for line in lines)
     assert "needs 2.4 GB of memory, and 1.93 GB may be used" in outcome.stdout
 

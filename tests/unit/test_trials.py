@@ -69,3 +69,12 @@ def test_what_makes_a_trial_unreliable_is_told_with_its_number() -> None:
     client = bad[0].client.model_copy(update={"valid": False, "problems": ("it woke late",)})
     found = level(8, [good, (bad[0].model_copy(update={"client": client}), bad[1])])
     assert found.problems == ("trial 2: it woke late",)
+
+
+def test_a_trial_of_next_to_nothing_is_told() -> None:
+    ((good, samples),) = runs(1)
+    stage = good.stages[0]
+    few = stage.requests.model_copy(update={"ok": 2})
+    poor = good.model_copy(update={"stages": (stage.model_copy(update={"requests": few}),)})
+    (problem,) = level(8, [(good, samples), (poor, samples)]).problems
+    assert problem.startswith("trial 2: only 2 requests were answered")
