@@ -13,6 +13,7 @@ Run = tuple[LoadTestResult, Sequence[Sample]]
 """A stored load test and its raw requests."""
 FEWEST = 5
 """Answered requests of a trial; percentiles of fewer are one request's luck."""
+TOO_FEW = f"fewer than {FEWEST} requests were answered in a trial, measure for longer"
 _MS = 1000.0
 
 
@@ -33,22 +34,20 @@ def level(users: int, runs: Sequence[Run]) -> Level:
         e2e=_latency(runs, lambda stage: stage.latency_ms.e2e, metrics.e2e),
         goodput=_of(stages, lambda stage: stage.goodput.share) if limited else None,
         runs=tuple(result.run.id for result, _ in runs),
-        problems=tuple(
-            f"trial {number}: {problem}"
-            for number, (result, _) in enumerate(runs, 1)
-            for problem in (*result.client.problems, *_broken(result))
+        problems=(
+            *(
+                f"trial {number}: {problem}"
+                for number, (result, _) in enumerate(runs, 1)
+                for problem in (*result.client.problems, *_broken(result))
+            ),
+            *((TOO_FEW,) if min(stage.requests.ok for stage in stages) < FEWEST else ()),
         ),
     )
 
 
 def _broken(result: LoadTestResult) -> list[str]:
-    """What says that the figures are of nonsense, or of next to nothing."""
-    found = [flag.message for flag in result.flags if flag.name == "degenerate_output"]
-    answered = result.stages[0].requests.ok
-    if answered < FEWEST:
-        requests = f"{answered} request{'s' if answered != 1 else ''}"
-        found.append(f"only {requests} were answered in the measured seconds, measure for longer")
-    return found
+    """Flags that say the figures are of nonsense."""
+    return [flag.message for flag in result.flags if flag.name == "degenerate_output"]
 
 
 def _of(stages: Sequence[Stage], figure: Callable[[Stage], float | None]) -> Estimate | None:

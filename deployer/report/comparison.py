@@ -180,12 +180,14 @@ def disturbances(comparison: Comparison) -> list[str]:
         for trial in comparison.trials
         if trial.contended
     ]
+    where: dict[str, list[str]] = {}
     for row in comparison.measured:
         assert row.serving is not None
         for level in (row.serving.single, row.serving.loaded):
-            users = f"{level.users} user{'s' if level.users != 1 else ''}"
-            lines += [f"! {row.name}, {users}: {problem}." for problem in level.problems]
-    return lines
+            for problem in level.problems:
+                users = words.counted(level.users, "user")
+                where.setdefault(problem, []).append(f"{row.name} with {users}")
+    return [*lines, *(f"! {problem}: {', '.join(of)}." for problem, of in where.items())]
 
 
 def trials_each(comparison: Comparison) -> int:

@@ -103,7 +103,7 @@ def test_the_lines_say_what_leads_what_is_missing_and_what_was_disturbed(made):
         "quanto-float8 cannot run here: quanto float8 needs a GPU",
         "torchao-int4 failed: transformers serve ended",
         "! w8a8, trial 2: other programs used 31.0 % of the processors",
-        "! awq, 8 users: the client was busy 85 % of the time.",
+        "! the client was busy 85 % of the time: awq with 8 users.",
     ):  # fmt: skip
         assert said in text
     assert text.count("! ") == 2
