@@ -38,7 +38,7 @@ check: setup  ## lint, types, import contracts and unit tests, in under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n auto -m "not integration"
+	$(BIN)/pytest -q -n auto --dist worksteal -m "not integration"
 
 test: check  ## everything, real engines included
 	$(BIN)/pytest -m integration

@@ -142,7 +142,7 @@ def test_a_comparison_with_itself_has_neither_changes_nor_differences():
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.15, 0.3])
 def test_noise_is_seldom_a_regression(count, noise):
     draw = random.Random(20261122)
-    rounds = 800
+    rounds = 400
 
     def sides() -> tuple[Measured, Measured]:
         made = [estimate([draw.lognormvariate(4.6, noise) for _ in range(count)]) for _ in "ab"]
