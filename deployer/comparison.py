@@ -213,7 +213,7 @@ class Workload(Record):
 
 
 class Trial(Record):
-    """One turn of one format. `busy` is the share of all processors that others used just before.
+    """One turn of one format. `busy`: the share of all processors others used before or in it.
 
     A trial is `contended` where that was more than a tenth.
     """

@@ -16,9 +16,8 @@ def tied(ours: Estimate, theirs: Estimate) -> bool:
     and nothing is called a tie for want of knowing better: then only equal values are tied.
     """
     pairs = list(zip(ours.values, theirs.values, strict=False))
-    if len(ours.values) != len(theirs.values) or any(min(pair) <= 0 for pair in pairs):
-        return _overlap(ours, theirs)
-    if len(pairs) == 1:
+    uneven = len(ours.values) != len(theirs.values)
+    if uneven or len(pairs) == 1 or any(min(pair) <= 0 for pair in pairs):
         return _overlap(ours, theirs)
     logs = [math.log(a / b) for a, b in pairs]
     return abs(math.fsum(logs) / len(logs)) <= half_width(logs)

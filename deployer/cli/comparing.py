@@ -18,9 +18,6 @@ from deployer.home import default_home
 if TYPE_CHECKING:
     from deployer.recipe.matrix import Matrix
 
-_RECIPE_SUFFIXES = (".yaml", ".yml")
-_MEASURE = ("trials", "users", "duration", "preset")
-
 
 @click.command()
 @click.argument("what", nargs=-1, metavar="RECIPE... | OLD NEW")
@@ -69,8 +66,9 @@ def compare(
     With OLD NEW, two stored results (folders, or their names), nothing is run: what changed beyond
     noise is listed, and a regression ends with exit code 4.
     """
-    stored = bool(what) and not any(Path(each).suffix in _RECIPE_SUFFIXES for each in what)
-    if stored:
+    from deployer.recipe.document import SUFFIXES
+
+    if what and not any(Path(each).suffix in SUFFIXES for each in what):
         _compare_stored(what, force, as_json)
         return
     from deployer.workflow import comparing

@@ -21,6 +21,8 @@ from pydantic import BaseModel, ValidationError
 from deployer.errors import Problem, RecipeError, UsageError
 
 Model = TypeVar("Model", bound=BaseModel)
+SUFFIXES = (".yaml", ".yml")
+"""What tells a document of ours from a name or a folder on the command line."""
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
 MAX_NODES = 2_000

@@ -12,12 +12,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from deployer.errors import UsageError
-from deployer.recipe.document import read_document
+from deployer.recipe.document import SUFFIXES, read_document
 from deployer.recipe.section import Millis, Positive, Section, Text
 
 ENVIRONMENTS = Path("recipes") / "environments"
 """Where an environment that is given by its name lies, relative to the working directory."""
-SUFFIXES = (".yaml", ".yml")
 Amount = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 

@@ -22,13 +22,13 @@ from deployer.planning.mixing import Sensitivity, curve
 from deployer.progress import Progress
 from deployer.quality import in_words
 from deployer.recipe import Quality, Recipe, override_recipe
+from deployer.recipe.document import SUFFIXES
 from deployer.stages import evaluate as stage
 from deployer.stages.disjoint import require_disjoint
 from deployer.workflow.building import build
 from deployer.workflow.bundles import find_bundle
 from deployer.workflow.execution import Execution
 from deployer.workflow.planned import plan_recipe, this_machine
-from deployer.workflow.running import RECIPE_SUFFIXES
 
 RESULT, PAGE = "quality.json", "quality.html"
 _READ = ("source", "calibration", "quality")
@@ -118,7 +118,7 @@ def evaluate(
 def _bundle_and_recipe(
     what: str | None, overrides: Sequence[str], home: Home, progress: Progress
 ) -> tuple[Bundle, Recipe]:
-    if what is not None and Path(what).suffix in RECIPE_SUFFIXES:
+    if what is not None and Path(what).suffix in SUFFIXES:
         bundle = build(Path(what), overrides, home, progress).bundle
         return bundle, override_recipe(bundle.manifest.recipe, (), _READ)
     bundle = find_bundle(what, home)

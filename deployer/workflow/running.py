@@ -14,6 +14,7 @@ from deployer.errors import LoadTestError, UsageError
 from deployer.home import Home
 from deployer.progress import Progress
 from deployer.recipe import LoadTest, Recipe, override_recipe
+from deployer.recipe.document import SUFFIXES
 from deployer.results import LoadTestResult
 from deployer.serving import ServerRecord
 from deployer.serving.state import ALIVE
@@ -21,7 +22,6 @@ from deployer.toolchains.installation import find as find_toolchain
 from deployer.workflow.building import build
 from deployer.workflow.bundles import find_bundle
 
-RECIPE_SUFFIXES = (".yaml", ".yml")
 _RELEASES = {
     "xllamacpp": ("llama-cpp", "xllamacpp"),
     "source": ("llama-cpp-native", "llama-cpp-python"),
@@ -48,7 +48,7 @@ def serve(
 
     Overrides change a recipe before it is built; of a bundle they change `serve.*` alone.
     """
-    if what is not None and Path(what).suffix in RECIPE_SUFFIXES:
+    if what is not None and Path(what).suffix in SUFFIXES:
         bundle = build(Path(what), overrides, home, progress).bundle
         recipe = _sealed_recipe(bundle, ())
     else:
