@@ -231,7 +231,9 @@ def has_figures(row: Json, environment: Json) -> bool:
 
 
 def runs(row: Json, device: str) -> bool:
-    """What vLLM cannot do on a CPU, in a table of the test's own."""
+    """What vLLM cannot do on a CPU and Quanto not on a GPU, in a table of the test's own."""
+    if device == "cuda" and (row["method"], row["scheme"]) == ("quanto", "float8"):
+        return False
     gpu_only = (("gptq", "w8a16"), ("bitsandbytes", "nf4"), ("bitsandbytes", "int8"))
     on_gpu_only = row["engine"] == "vllm" and (row["method"], row["scheme"]) in gpu_only
     return device == "cuda" or not on_gpu_only
