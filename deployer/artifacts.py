@@ -13,12 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployer.errors import StoreError
 
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+SIGNATURE = "model.sig"
+"""The one file of a bundle that its manifest does not list: it may come later."""
+SBOM = "bom.cdx.json"
+SUMS = "SHA256SUMS"
+"""Digests of a bundle's files in the form that `sha256sum -c` reads."""
 FOLDER = "."
 """What a manifest calls its weights where the bundle itself is a checkpoint folder."""
+_LICENCES = ("LICENSE", "LICENCE", "COPYING")
 
 
 def file_digest(path: Path) -> str:
@@ -103,8 +111,16 @@ class Artifact:
         return content_digest(self.files)
 
 
+class _Versioned(Record):
+    manifest_version: int
+
+
 class Manifest(Record):
-    """`manifest.json` of a bundle."""
+    """`manifest.json` of a bundle; docs/bundle.md says what each field holds.
+
+    `digest` is the bundle's identity: the same inputs give the same. `observed` is what may differ
+    between two equal builds, and no part of it. `seal` covers every byte of the file.
+    """
 
     manifest_version: int = MANIFEST_VERSION
     name: str
@@ -115,13 +131,67 @@ class Manifest(Record):
     bits_per_weight: float
     files: tuple[FileEntry, ...]
     recipe: dict[str, Any]
+    plan: dict[str, Any] = Field(default_factory=dict)
     serve: dict[str, Any]
     source: dict[str, Any]
+    calibration: dict[str, Any] | None = None
     quantization: dict[str, Any]
     quality: dict[str, Any]
     parity: dict[str, Any]
     tools: dict[str, str]
+    launch: tuple[dict[str, Any], ...] = ()
+    observed: dict[str, Any] = Field(default_factory=dict)
     created_by: str
+    seal: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Manifest:
+        """Read the text of a manifest; raises ValueError where it is none.
+
+        Raises StoreError where it is one of another version of the format.
+        """
+        version = _Versioned.model_validate_json(text).manifest_version
+        if version != MANIFEST_VERSION:
+            made_by = "an older" if version < MANIFEST_VERSION else "a newer"
+            raise StoreError(
+                f"the bundle was made by {made_by} deployer: its format is {version}, this one "
+                f"reads {MANIFEST_VERSION}",
+                "Build it again, or use the deployer that made it.",
+            )
+        return cls.model_validate_json(text)
+
+    def text(self) -> str:
+        """The one spelling of this manifest; a file with another one is not intact."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    def true_digest(self) -> str:
+        """What `digest` must be: SHA-256 over all that decides the bundle, in canonical JSON."""
+        return json_digest(self.model_dump(mode="json", exclude={"digest", "observed", "seal"}))
+
+    def true_seal(self) -> str:
+        """What `seal` must be: SHA-256 of the manifest's text with an empty seal."""
+        return hashlib.sha256(self.model_copy(update={"seal": ""}).text().encode()).hexdigest()
+
+    def sealed(self) -> Manifest:
+        """The same manifest with its digest and its seal."""
+        named = self.model_copy(update={"digest": self.true_digest()})
+        return named.model_copy(update={"seal": named.true_seal()})
+
+    @property
+    def licence_files(self) -> tuple[str, ...]:
+        """The files that hold the licence's text; () where none came with the source."""
+        names = (entry.path for entry in self.files)
+        return tuple(name for name in names if name.upper().startswith(_LICENCES))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights' files alone."""
+        return sum(
+            entry.size
+            for entry in self.files
+            if entry.path == self.weights
+            or (self.weights == FOLDER and entry.path.endswith(".safetensors"))
+        )
 
 
 @dataclass(frozen=True)
@@ -135,18 +205,10 @@ class Bundle:
     def weights(self) -> Path:
         return self.root / self.manifest.weights
 
-    @property
-    def weights_bytes(self) -> int:
-        """Size of the weights alone, as the manifest has it."""
-        return sum(
-            entry.size
-            for entry in self.manifest.files
-            if entry.path == self.manifest.weights
-            or (self.manifest.weights == FOLDER and entry.path.endswith(".safetensors"))
-        )
-
     @classmethod
     def read(cls, root: Path) -> Bundle:
-        """Read a bundle's manifest; raises OSError or ValueError where it is none."""
-        text = (root / MANIFEST).read_text(encoding="utf-8")
-        return cls(root, Manifest.model_validate_json(text))
+        """Read a bundle's manifest; raises OSError or ValueError where it is none.
+
+        Raises StoreError where another version of deployer made it.
+        """
+        return cls(root, Manifest.parse((root / MANIFEST).read_text(encoding="utf-8")))

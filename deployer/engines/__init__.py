@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from deployer.engines.launch import Engine, Facts, Launch, Memory, ModelToServe, Scoring
+from deployer.engines.launch import (
+    Engine,
+    Facts,
+    Launch,
+    Memory,
+    ModelToServe,
+    Portable,
+    Scoring,
+)
 from deployer.engines.llama_cpp import LlamaCpp
 from deployer.engines.transformers import TransformersEngine
 from deployer.engines.vllm import VllmEngine
 from deployer.errors import PlanError
 
 __all__ = [
-    "ENGINES", "Engine", "Facts", "Launch", "Memory", "ModelToServe", "Scoring", "engine_named",
+    "ENGINES", "Engine", "Facts", "Launch", "Memory", "ModelToServe", "Portable", "Scoring",
+    "engine_named",
 ]  # fmt: skip
 
 ENTRY_POINTS = "deployer.engines"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from deployer.artifacts import Manifest
 from deployer.command import Command
 from deployer.recipe import Serve
 
@@ -53,6 +54,21 @@ class ModelToServe:
     weights_bytes: int = 0
     load: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, manifest: Manifest, weights: Path, device: str) -> ModelToServe:
+        """The model of a bundle, whose weights lie at `weights`."""
+        quantization = manifest.quantization
+        return cls(
+            weights=weights,
+            alias=manifest.name,
+            device=device,
+            method=str(quantization.get("method", "none")),
+            scheme=quantization.get("scheme"),
+            kv_bytes_per_token=int(quantization.get("kv_bytes_per_token") or 0),
+            weights_bytes=manifest.weights_bytes,
+            load=quantization.get("load"),
+        )
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -92,6 +108,29 @@ class Launch:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Portable:
+    """How the engine's own, public program serves a model on a machine without deployer.
+
+    `program` and `arguments` together are the argv. `release` is what they were written for, for
+    example "vllm 0.32.0"; `image` a public container image that has the program, None where there
+    is none. `key_variable` is the variable of the environment that holds an API key.
+    """
+
+    program: tuple[str, ...]
+    arguments: tuple[str, ...]
+    env: Mapping[str, str]
+    release: str
+    image: str | None = None
+    key_variable: str | None = None
+    health: str = "/health"
+    metrics: str = "/metrics"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (*self.program, *self.arguments)
+
+
 class Engine(Protocol):
     """One inference engine."""
 
@@ -117,4 +156,14 @@ class Engine(Protocol):
         """How to start `server`; `serve.port` is the port to use and is not 0.
 
         Raises PlanError for settings that cannot be.
+        """
+
+    def portable(
+        self, model: ModelToServe, serve: Serve, threads: int, release: str | None = None
+    ) -> Portable:
+        """The public program for the same settings; `release` is the engine's version there.
+
+        0 `threads` leave their number to the program. Flags that a release does not know are left
+        out. No API key is in it: `key_variable` names where it goes. Raises PlanError where the
+        engine has no such program, or where settings need a newer release.
         """

@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import Literal
 
 from deployer.command import Command
-from deployer.engines.launch import Facts, Launch, Memory, ModelToServe, Scoring
+from deployer.engines.launch import Facts, Launch, Memory, ModelToServe, Portable, Scoring
 from deployer.errors import PlanError
 from deployer.recipe import SERVERS, Serve
 
 WHEEL, NATIVE, PYTHON = "llama-cpp", "llama-cpp-native", "llama-cpp-python"
 """Toolchains that carry the servers."""
+RELEASE = "llama-cpp-python 0.3.36"
+"""The release whose llama.cpp the toolchains lock; its llama-server knows every argument here."""
 
 MANAGED = {
     "--model": "the bundle", "-m": "the bundle", "--model-url": "the bundle", "-mu": "the bundle",
@@ -81,6 +83,20 @@ class LlamaCpp:
             command = Command(toolchain, program="llama-server", arguments=arguments)
         return Launch(server, command, drains=server == "xllamacpp")
 
+    def portable(
+        self, model: ModelToServe, serve: Serve, threads: int, release: str | None = None
+    ) -> Portable:
+        """llama-server, with arguments that old and new builds of it know."""
+        _check_extra_args(serve.extra_args)
+        keyless = serve.model_copy(update={"api_key_file": None})
+        return Portable(
+            program=("llama-server",),
+            arguments=_native_arguments("llama-server", model, keyless, Facts(cores=threads)),
+            env={},
+            release=f"llama.cpp {release}" if release else f"llama.cpp of {RELEASE}",
+            key_variable="LLAMA_API_KEY",
+        )
+
 
 def _fastest_that_is_there(facts: Facts) -> str:
     """Compiled for this processor, else installed, else the wheel; never one to be compiled."""
@@ -95,8 +111,10 @@ def _native_arguments(
     """The native server's arguments; those of `extra_args` come last.
 
     The server divides its context among its slots, so it gets the context of one request times
-    their number. Shifting is off: a prompt that does not fit is refused, never cut.
+    their number. Shifting is off: a prompt that does not fit is refused, never cut. No cores known
+    leave the number of threads to the server.
     """
+    threads = serve.threads or facts.cores
     arguments = [
         "--model", str(model.weights),
         "--alias", model.alias,
@@ -104,7 +122,7 @@ def _native_arguments(
         "--port", str(serve.port),
         "--ctx-size", str(serve.context * serve.parallel),
         "--parallel", str(serve.parallel),
-        "--threads", str(serve.threads or facts.cores),
+        *(("--threads", str(threads)) if threads else ()),
         "--no-context-shift",
         "--jinja",
         "--metrics",

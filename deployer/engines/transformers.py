@@ -10,7 +10,7 @@ import json
 from typing import Literal
 
 from deployer.command import Command
-from deployer.engines.launch import Facts, Launch, Memory, ModelToServe, Scoring
+from deployer.engines.launch import Facts, Launch, Memory, ModelToServe, Portable, Scoring
 from deployer.errors import PlanError
 from deployer.recipe import SERVERS, Serve
 
@@ -62,6 +62,17 @@ class TransformersEngine:
         )
         warnings = (_ONE_AT_A_TIME,) if serve.parallel > 1 else ()
         return Launch(server, command, drains=True, metrics=None, warnings=warnings)
+
+    def portable(
+        self, model: ModelToServe, serve: Serve, threads: int, release: str | None = None
+    ) -> Portable:
+        """Always PlanError: `transformers serve` neither quantizes so nor bounds the context."""
+        raise PlanError(
+            "the engine transformers has no program of its own that serves this bundle as it was "
+            "measured",
+            "Run `deployer serve` there (`deployer export --to tar --offline` carries all it "
+            "takes), or build the model for llama.cpp or vllm.",
+        )
 
 
 _ONE_AT_A_TIME = (

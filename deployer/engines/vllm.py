@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deployer.command import Command
-from deployer.engines.launch import Facts, Launch, Memory, ModelToServe, Scoring
-from deployer.engines.vllm_arguments import Arguments, check_extra
+from deployer.engines.launch import Facts, Launch, Memory, ModelToServe, Portable, Scoring
+from deployer.engines.vllm_arguments import RELEASE, Arguments, check_extra
 from deployer.errors import PlanError
 from deployer.recipe import SERVERS, Serve
 
@@ -68,10 +68,47 @@ class VllmEngine:
             arguments=(*arguments.argv(), *serve.extra_args),
             env={
                 **_environment(serve, facts.cache),
-                **({} if gpu else _on_processor(serve, facts)),
+                **({} if gpu else _on_processor(serve, facts.cores)),
             },
         )
         return Launch(server, command, drains=True)
+
+    def portable(
+        self, model: ModelToServe, serve: Serve, threads: int, release: str | None = None
+    ) -> Portable:
+        """`vllm serve` for GPUs; on a CPU the same server by its module.
+
+        The `vllm` command of the wheel for CPUs does not start. The public image has no
+        bitsandbytes, so a model that needs it gets none.
+        """
+        gpu = model.device == "cuda"
+        check_extra(serve.extra_args)
+        _check_portable(serve)
+        if not gpu:
+            _check_cpu(model, serve)
+        number = (release or RELEASE).removeprefix("v")
+        keyless = serve.model_copy(update={"api_key_file": None})
+        words = (*_arguments(model, keyless, gpu).known_to(number).argv(), *serve.extra_args)
+        pictured = gpu and model.method != "bitsandbytes"
+        return Portable(
+            program=("vllm", "serve") if gpu else ("python3", "-m", _MODULE),
+            arguments=words[1:] if gpu else words,  # vllm serve takes the model without a flag
+            env={**_anywhere(serve), **({} if gpu else _on_processor(serve, threads))},
+            release=f"vllm {number}",
+            image=f"vllm/vllm-openai:v{number}" if pictured else None,
+            key_variable="VLLM_API_KEY",
+        )
+
+
+_MODULE = "vllm.entrypoints.openai.api_server"
+
+
+def _check_portable(serve: Serve) -> None:
+    if serve.vllm.lora:
+        raise PlanError(
+            "serve.vllm.lora names folders that are no part of the bundle",
+            "Take it out of the recipe to run the bundle elsewhere, or run `deployer serve` there.",
+        )
 
 
 def _on_gpu(model: ModelToServe, facts: Facts) -> bool:
@@ -173,18 +210,30 @@ def _gpu_memory(serve: Serve) -> dict[str, Any]:
     }
 
 
-def _environment(serve: Serve, cache: Path | None) -> dict[str, str]:
-    """No network, no usage reports; compiled code is kept for the next start."""
+def _anywhere(serve: Serve) -> dict[str, str]:
+    """No network, no usage reports; on one machine its processes talk over loopback."""
     env = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(serve.ready_timeout),
+    }
+    if serve.vllm.pipeline_parallel == 1:
+        env |= _LOOPBACK
+    return env
+
+
+_LOOPBACK = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+"""Whatever the machine's name resolves to."""
+
+
+def _environment(serve: Serve, cache: Path | None) -> dict[str, str]:
+    """As anywhere; here all is on one machine, and compiled code is kept for the next start."""
+    env = {
+        **_anywhere(serve),
+        **_LOOPBACK,
         # Only a spawned process imports the worker first, which ties its life to its parent's.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(serve.ready_timeout),
-        # Its processes talk to each other over loopback, whatever the machine's name resolves to.
-        "VLLM_HOST_IP": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo",
     }
     if cache is not None:
         env["VLLM_CACHE_ROOT"] = str(cache / "vllm")
@@ -193,15 +242,17 @@ def _environment(serve: Serve, cache: Path | None) -> dict[str, str]:
     return env
 
 
-def _on_processor(serve: Serve, facts: Facts) -> dict[str, str]:
+def _on_processor(serve: Serve, cores: int) -> dict[str, str]:
     """As many threads as asked for, and compiled code that the next start can use.
 
-    vLLM's own choice of threads leaves one core idle and knows no quota.
+    vLLM's own choice of threads leaves one core idle and knows no quota. No cores known leave it
+    to OpenMP.
     """
+    threads = serve.threads or cores
     return {
         # vLLM 0.32 keeps the whole compiled model and cannot load it again where a processor
         # computes; without that, torch's own cache spares most of the compilation.
         "VLLM_USE_AOT_COMPILE": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(serve.threads or facts.cores),
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
     }

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployer.errors import PlanError
+
+RELEASE = "0.32.0"
+"""The release that the toolchains lock."""
+OLDEST = (0, 10)
+"""Older releases spell flags differently; nobody looked at how."""
+FIRST_RELEASE = {
+    "kv_cache_memory_bytes": (0, 11),
+    "disable_access_log_for_endpoints": (0, 16),
+    "shutdown_timeout": (0, 18),
+    "model_loader_extra_config": (0, 21),  # enable_weights_track in it
+}
+"""Argument -> the first release that knows it; all others are older than OLDEST."""
+DISPENSABLE = frozenset(FIRST_RELEASE) - {"kv_cache_memory_bytes"}
+"""Those without which the same model is served as well, if with less care."""
 
 
 class Arguments(BaseModel):
@@ -41,10 +56,31 @@ class Arguments(BaseModel):
     enable_lora: bool = False
     max_loras: int | None = Field(None, ge=1)
     lora_modules: tuple[dict[str, str], ...] = ()
-    shutdown_timeout: int = Field(ge=0)
+    shutdown_timeout: int | None = Field(ge=0)
     api_key_file: str | None = None
-    disable_access_log_for_endpoints: str = "/health,/metrics"
+    disable_access_log_for_endpoints: str | None = "/health,/metrics"
     disable_fastapi_docs: bool = True
+
+    def known_to(self, release: str) -> Arguments:
+        """The same for another release of vLLM, such as 0.18.1, without what it does not know.
+
+        Raises PlanError where that is no release, or one that cannot do what is asked.
+        """
+        number = _number(release)
+        unknown = [
+            name
+            for name, first in FIRST_RELEASE.items()
+            if number < first and getattr(self, name) is not None
+        ]
+        for name in unknown:
+            if name not in DISPENSABLE:
+                first = ".".join(map(str, FIRST_RELEASE[name]))
+                raise PlanError(
+                    f"vLLM {release} does not know --{name.replace('_', '-')}, which serves this "
+                    "bundle in the memory it is planned for",
+                    f"Take {first} or newer; bundles are measured with {RELEASE}.",
+                )
+        return self.model_copy(update=dict.fromkeys(unknown))
 
     def argv(self) -> tuple[str, ...]:
         """The command line: `--flag value`, `--flag` or `--no-flag`."""
@@ -60,6 +96,20 @@ class Arguments(BaseModel):
             else:
                 words += [flag, _word(value)]
         return tuple(words)
+
+
+def _number(release: str) -> tuple[int, int]:
+    """The first two numbers of a release."""
+    found = re.match(r"v?(\d+)\.(\d+)", release)
+    if found is None:
+        raise PlanError(f"{release!r} is no release of vLLM", f"Give one such as {RELEASE}.")
+    number = int(found[1]), int(found[2])
+    if number < OLDEST:
+        raise PlanError(
+            f"vLLM {release} is too old: its arguments are not known here",
+            f"Take {'.'.join(map(str, OLDEST))} or newer; bundles are measured with {RELEASE}.",
+        )
+    return number
 
 
 def _word(value: object) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 
 from _distributions import Distributions
-from _protocol import WorkerError, progress
+from _protocol import WorkerError, peak_memory, progress
 
 SAMPLE_TOKENS = 24
 SAMPLE_PROMPT = "The capital of France is"
@@ -83,7 +83,10 @@ def look(windows, logits, keep=None, reference=None, tell=lambda *_: None):
 
 
 def report(windows, nll, top1, kld=None, cosine=None):
-    """The part of the response that follows from one value for each scored token."""
+    """The part of the response that follows from one value for each scored token.
+
+    `peak_bytes` is what this process held at most until now, model and all; null where unknown.
+    """
     return {
         "ids": windows.ids,
         "ids_sha256": windows.ids_sha256,
@@ -96,6 +99,7 @@ def report(windows, nll, top1, kld=None, cosine=None):
         "kld": kld,
         "cosine": cosine,
         "perplexity": math.exp(min(math.fsum(nll) / len(nll), 700.0)),
+        "peak_bytes": peak_memory(),
     }
 
 

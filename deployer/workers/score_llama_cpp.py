@@ -3,10 +3,11 @@
 Request: {model, text | ids, window, windows?, bos?, threads?, keep?, reference?, sample_prompt?,
 strings?, messages?}. `window` and `windows`: see _scoring; `bos`: start with BOS (null: where the
 model has one); `keep` and `reference`: folders, see _distributions. Response: {ids, ids_sha256,
-bos, window, windows, tokens, nll, top1, kld, cosine, perplexity, seconds, load_seconds, sample,
-engine_version, parity: object | null}. Of every scored token: nll is -ln p(token | all before it in
-its window) in nats, top1 the id the model would have chosen, kld and cosine the distance from the
-reference. `parity` is what `checkpoint_parity` answers, where `strings` are given.
+bos, window, windows, tokens, nll, top1, kld, cosine, perplexity, peak_bytes, seconds,
+load_seconds, sample, engine_version, parity: object | null}. Of every scored token: nll is
+-ln p(token | all before it in its window) in nats, top1 the id the model would have chosen, kld and
+cosine the distance from the reference. `peak_bytes` is what this process held of memory at most.
+`parity` is what `checkpoint_parity` answers, where `strings` are given.
 
 The logits come from llama.cpp as a library: its server has no prompt log-probabilities.
 """

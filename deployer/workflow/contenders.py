@@ -149,7 +149,7 @@ def _size(bundle: Bundle) -> Size:
     """The weights as they lie in the bundle, or in memory where they are quantized on the way."""
     manifest = bundle.manifest
     bits = manifest.bits_per_weight
-    weights = bundle.weights_bytes
+    weights = manifest.weights_bytes
     if manifest.quantization.get("load"):
         weights = int(manifest.quality["memory"]["weights_bytes"])
     return Size(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deployer import report
-from deployer.artifacts import Bundle, json_digest
+from deployer.artifacts import MANIFEST, SBOM, Bundle, json_digest
 from deployer.durable import write_atomically
 from deployer.errors import UsageError
 from deployer.home import Home
@@ -89,7 +89,7 @@ def evaluate(
     run = Execution(plan_recipe(recipe, machine, home), machine, home, progress)
     baseline = run.sixteen_bit(run.fetch())
     if recipe.quantization.reads_calibration:
-        require_disjoint(run.calibration_set().path, run.evaluation_text, run.context)
+        require_disjoint(run.calibration_set.path, run.evaluation_text, run.context)
     reference = run.score_baseline(baseline) if run.plan.stage("baseline") else None
     planned = _of_bundle(run.planned("evaluate"), bundle, home)
     scored, _ = run.store.get_or_build(
@@ -136,7 +136,7 @@ def _of_bundle(planned: PlannedStage, bundle: Bundle, home: Home) -> PlannedStag
     """The planned scoring, keyed by what really lies in the bundle's folder."""
     memo = DigestMemo.load(home.cache / "digests.json")
     paths = sorted({path for pattern in _DECIDES for path in bundle.root.glob(pattern)})
-    digests = [memo.digest(path) for path in paths if path.name != "manifest.json"]
+    digests = [memo.digest(path) for path in paths if path.name not in (MANIFEST, SBOM)]
     return replace(planned, key=json_digest({"weights": digests, "as": planned.key}))
 
 

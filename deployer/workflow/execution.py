@@ -31,6 +31,7 @@ from deployer.stages import (
 from deployer.stages.context import StageContext
 from deployer.stages.weights import CHECKPOINT, GGUF, shape_in, weights_in
 from deployer.store import Store
+from deployer.workflow import provenance
 from deployer.workflow.planned import calibration_file, evaluation_text
 
 
@@ -51,7 +52,8 @@ def folder_of(stage: PlannedStage) -> str:
 class Execution:
     """One plan under way; `outcomes` and `tools` (name -> version) grow with every stage.
 
-    `parity` says what was compared of a converted model.
+    `parity` says what was compared of a converted model, `scoring_peak` how many bytes of memory
+    the process held that scored the finished weights (None where nothing told).
     """
 
     def __init__(self, plan: Plan, machine: Machine, home: Home, progress: Progress) -> None:
@@ -64,6 +66,7 @@ class Execution:
         self.outcomes: list[StageOutcome] = []
         self.tools = {"python": platform.python_version()}
         self.parity: dict[str, Any] = {}
+        self.scoring_peak: int | None = None
 
     def finished_bundle(self) -> Bundle | None:
         """The bundle, when this very plan was built before."""
@@ -110,7 +113,7 @@ class Execution:
     def _quantize(self, baseline: Artifact) -> Artifact:
         recipe = self.plan.recipe
         source, text = weights_in(baseline.root), self.evaluation_text
-        calibration_set = self.calibration_set()
+        calibration_set = self.calibration_set
         imatrix = self._imatrix(source, calibration_set)
         chosen = self._mix(baseline, calibration_set, imatrix)
 
@@ -142,7 +145,7 @@ class Execution:
 
     def sensitivity(self, baseline: Artifact) -> Artifact:
         """What rounding each part of the 16-bit model costs; see `measure_sensitivity`."""
-        calibration_set = self.calibration_set()
+        calibration_set = self.calibration_set
         imatrix = self._imatrix(weights_in(baseline.root), calibration_set)
         return self._sensitivity(baseline, calibration_set, imatrix)
 
@@ -172,13 +175,14 @@ class Execution:
         self.context.progress.note(mix.describe(table))
         return table, mix
 
+    @cached_property
     def calibration_set(self) -> CalibrationSet:
         """What quantization is tuned on; fetched first where it lies on a hub."""
         chosen = self.plan.recipe.calibration
         kind: Literal["text", "chats", "rows"] = "chats" if chosen.chats else "text"
         path = calibration_file(self.plan.recipe)
         if self.plan.stage("calibration"):
-            pinned = self._pinned("calibration")
+            pinned = self.pinned("calibration")
             fetched = self.stage(
                 "calibration", lambda f: dataset.fetch_calibration(pinned, f, self.context)
             )
@@ -191,7 +195,7 @@ class Execution:
         """What is scored; fetched first where it lies on a hub."""
         if not self.plan.stage("evaluation-text"):
             return evaluation_text(self.plan.recipe)
-        pinned = self._pinned("evaluation-text")
+        pinned = self.pinned("evaluation-text")
         fetched = self.stage(
             "evaluation-text", lambda f: dataset.fetch_evaluation(pinned, f, self.context)
         )
@@ -203,14 +207,14 @@ class Execution:
         if not self.plan.stage("evaluation-text"):
             digest = self.planned("evaluate").settings["text"]
             return {"corpus": text.name, "corpus_sha256": digest}
-        pinned = self._pinned("evaluation-text")
+        pinned = self.pinned("evaluation-text")
         return {
             "corpus": f"{pinned['dataset']} {pinned['file']}",
             "corpus_sha256": file_digest(text),
             "corpus_revision": pinned["revision"],
         }
 
-    def _pinned(self, stage: str) -> dict[str, str]:
+    def pinned(self, stage: str) -> dict[str, str]:
         """The file of a hub's data set that a stage fetches: dataset, revision, file."""
         return {name: str(value) for name, value in self.planned(stage).settings.items()}
 
@@ -224,6 +228,7 @@ class Execution:
                 "score the finished weights",
             ),
         )  # fmt: skip
+        self.scoring_peak = scores.info.get("peak_bytes")
         return self.quality(baseline, scores.info, reference)
 
     def score_baseline(self, baseline: Artifact) -> Artifact:
@@ -265,30 +270,14 @@ class Execution:
         checkpoint: Path | None,
         quality: dict[str, Any],
     ) -> Bundle:
-        plan = self.plan
-        records = {
-            "source": {"kind": plan.source.kind, **plan.source.identity},
-            "weights": weights.info["weights"],
-            "quantization": {
-                "tool_used": weights.info.get("tool"),
-                "format": weights.info.get("format"),
-                "substitutions": weights.info.get("substitutions", []),
-                **(
-                    {"calibration": self._pinned("calibration")}
-                    if plan.stage("calibration")
-                    else {}
-                ),
-                **weights.info.get("report", {}),
-            },
-            "quality": quality,
-            "parity": self.parity or weights.info.get("parity", {}),
-        }
+        records = provenance.records(self, weights, quality)
         artifact = self.stage(
             "package",
             lambda f: package.run(
-                plan, weights_in(weights.root), checkpoint, records, self.tools, f, self.digests
+                self.plan, weights_in(weights.root), checkpoint, records, self.tools, f,
+                self.digests,
             ),
-        )
+        )  # fmt: skip
         return Bundle.read(artifact.root)
 
     def planned(self, name: str) -> PlannedStage:

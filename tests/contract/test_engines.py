@@ -27,6 +27,7 @@ from deployer.engines import ENGINES, Facts, ModelToServe
 from deployer.engines.llama_cpp import NATIVE, PYTHON, WHEEL
 from deployer.engines.transformers import CPU as TRANSFORMERS
 from deployer.engines.vllm import CPU
+from deployer.errors import PlanError
 from deployer.home import Home
 from deployer.process import which
 from deployer.recipe import SERVERS, Serve, Vllm
@@ -48,6 +49,26 @@ TOOLCHAINS = {
     "source": NATIVE, "llama-server": NATIVE, "xllamacpp": WHEEL, "llama-cpp-python": PYTHON,
     "vllm": CPU, "transformers": TRANSFORMERS,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("engine_name", ENGINES)
+def test_every_public_program_keeps_the_promises_of_the_protocol(
+    engine_name: str, device: str
+) -> None:
+    engine = ENGINES[engine_name]
+    serve = Serve(port=9, api_key_file="/secret/keys", context=100, parallel=1)
+    model = ModelToServe(Path("/bundle/weights"), "name", device, weights_bytes=1000)
+    try:
+        made = engine.portable(model, serve, 3)
+    except PlanError as error:
+        assert error.hint
+        return
+    assert "/bundle/weights" in made.argv
+    assert {"name", "9", "127.0.0.1"} <= set(made.argv)
+    assert not any("secret" in word for word in (*made.argv, *made.env.values()))
+    assert made.key_variable not in (None, *made.env)
+    assert made.release and all(made.env.values())
 
 
 @pytest.mark.parametrize(("engine_name", "server"), OFFERED)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from deployer.engines import ENGINES, Facts, ModelToServe, engine_named
-from deployer.engines.llama_cpp import LlamaCpp
+from deployer.engines.llama_cpp import RELEASE, LlamaCpp
 from deployer.errors import PlanError
 from deployer.recipe import SERVERS, Serve
+from deployer.toolchains.specs import LOCKS
 
 GIB = 1 << 30
 MODEL = ModelToServe(Path("/bundle/model.gguf"), "smollm2")
@@ -174,3 +175,39 @@ def test_third_parties_add_engines_by_entry_point(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(PlanError) as caught:
         engine_named("nope")
     assert caught.value.hint == "There are: llama.cpp, mine, transformers, vllm."
+
+
+# Without deployer
+
+
+def test_the_public_server_gets_the_same_settings_and_no_key() -> None:
+    serve = Serve(context=1000, parallel=3, port=9, api_key_file="/secret/keys", threads=None)
+    made = LlamaCpp().portable(MODEL, serve, threads=5)
+    argv = list(made.argv)
+    assert made.program == ("llama-server",)
+    for flag, wanted in {
+        "--model": "/bundle/model.gguf", "--alias": "smollm2", "--ctx-size": "3000",
+        "--parallel": "3", "--threads": "5", "--port": "9",
+    }.items():  # fmt: skip
+        assert value(argv, flag) == wanted
+    assert not any("key" in word for word in argv)
+    assert (made.key_variable, made.image, made.env) == ("LLAMA_API_KEY", None, {})
+    assert value(list(LlamaCpp().portable(MODEL, Serve(threads=2), 5).argv), "--threads") == "2"
+
+
+def test_threads_that_are_not_known_are_left_to_the_program() -> None:
+    assert "--threads" not in LlamaCpp().portable(MODEL, Serve(), threads=0).argv
+    assert "--threads" in arguments()
+
+
+def test_the_release_is_the_locked_one_unless_told() -> None:
+    """Renewing the lock must renew the constant; look then whether the arguments still hold."""
+    assert RELEASE.replace(" ", "==") in (LOCKS / "source.txt").read_text(encoding="utf-8")
+    assert LlamaCpp().portable(MODEL, Serve(), 1).release == f"llama.cpp of {RELEASE}"
+    assert LlamaCpp().portable(MODEL, Serve(), 1, "b11549").release == "llama.cpp b11549"
+
+
+def test_what_deployer_sets_is_refused_here_too() -> None:
+    with pytest.raises(PlanError, match="must not hold --model"):
+        LlamaCpp().portable(MODEL, Serve(extra_args=("--model", "x")), 1)
+    assert LlamaCpp().portable(MODEL, Serve(extra_args=("--mlock",)), 1).arguments[-1] == "--mlock"

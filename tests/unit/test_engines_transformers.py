@@ -104,3 +104,9 @@ def test_an_engine_is_told_how_to_quantize(
     quantization: dict[str, object], load: dict[str, object] | None
 ) -> None:
     assert Quantization.model_validate(quantization).load == load
+
+
+def test_there_is_no_public_program_that_serves_it_the_same() -> None:
+    with pytest.raises(PlanError, match="no program of its own") as caught:
+        ENGINE.portable(MODEL, Serve(), 4)
+    assert "deployer serve" in caught.value.hint

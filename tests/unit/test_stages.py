@@ -13,20 +13,18 @@ import pytest
 from model_files import Q4_0, Tensor, checkpoint, gguf
 from stage_doubles import FakeContext, Listener
 
-from deployer.artifacts import MANIFEST, Bundle, file_digest, json_digest
+from deployer.artifacts import file_digest
 from deployer.command import Command
 from deployer.engines import Scoring
 from deployer.errors import CommandError, QualityGateError, SourceError, StageError, StoreError
 from deployer.home import Home
-from deployer.planning import Machine, Plan, ResolvedSource, Texts, make_plan
 from deployer.quantizers import CalibrationSet, QuantizeJob
-from deployer.recipe import Quality, Quantization, Source, override_recipe
+from deployer.recipe import Quality, Quantization, Source
 from deployer.stages import context as context_module
-from deployer.stages import convert, evaluate, fetch, package, parity, quantize
+from deployer.stages import convert, evaluate, fetch, parity, quantize
 from deployer.stages.context import StageContext, read_text
 from deployer.toolchains import environment
 from deployer.toolchains.installation import Toolchain
-from deployer.toolchains.specs import Host
 
 Q4 = gguf(tensors=[Tensor("a", (64, 3), Q4_0)])
 
@@ -513,115 +511,6 @@ def measured(
     if kld is not None:
         found["kl_divergence"] = {"mean": kld}
     return found if top1 is None else {**found, "top1_agreement": top1}
-
-
-# Package
-
-
-def planned(*overrides: str) -> Plan:
-    recipe = override_recipe(
-        {
-            "version": 1, "name": "tiny", "source": {"package": "some-model==1.0"},
-            "quantization": {"method": "gguf", "scheme": "q4_0"},
-        },
-        overrides,
-    )  # fmt: skip
-    source = ResolvedSource("package", {"package": "some-model==1.0"}, "checkpoint")
-    machine = Machine(Host("Linux", "x86_64", "3.11"), 10**10)
-    return make_plan(recipe, source, machine, Texts("e", "c"))
-
-
-def records() -> dict[str, Any]:
-    return {
-        "source": {"kind": "package", "package": "some-model==1.0"},
-        "weights": {"bits_per_weight": 4.5, "types": {"Q4_0": 1}, "kv_bytes_per_token": 9,
-                    "context_length": 128},
-        "quantization": {"tool_used": "gguf", "substitutions": []},
-        "quality": compare(scores(11.0), scores(10.0)),
-        "parity": {"strings": 15},
-    }  # fmt: skip
-
-
-def packaged(tmp_path: Path) -> Path:
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    weights = tmp_path / "weights" / "model.gguf"
-    weights.parent.mkdir()
-    weights.write_bytes(Q4)
-    source = checkpoint(tmp_path / "checkpoint")
-    for name in ("LICENSE", "chat_template.jinja", "README.md", "generation_config.json"):
-        (source / name).write_text(name, encoding="utf-8")
-    info = package.run(planned(), weights, source, records(), {"gguf": "0.19"}, folder)
-    assert info["digest"] == Bundle.read(folder).manifest.digest
-    return folder
-
-
-def test_a_bundle_holds_all_that_belongs_to_the_weights(tmp_path: Path) -> None:
-    folder = packaged(tmp_path)
-    assert {path.name for path in folder.iterdir()} == {
-        MANIFEST, "README.md", "model.gguf", "LICENSE", "chat_template.jinja", "config.json",
-        "tokenizer.json", "generation_config.json",
-    }  # fmt: skip
-    readme = (folder / "README.md").read_text(encoding="utf-8")
-    assert "# tiny" in readme
-    assert "perplexity 11.0, 1.1 times the 16-bit model's" in readme
-
-
-def test_the_manifest_says_what_it_is_made_of(tmp_path: Path) -> None:
-    manifest = Bundle.read(packaged(tmp_path)).manifest
-    assert manifest.bits_per_weight == 4.5
-    assert manifest.tools == {"gguf": "0.19"}
-    assert manifest.quantization["scheme"] == "q4_0"
-    assert manifest.quantization["tool_used"] == "gguf"
-    assert manifest.quantization["types"] == {"Q4_0": 1}
-    assert manifest.recipe["name"] == "tiny"
-    assert manifest.serve["port"] == 8080
-    for entry in manifest.files:
-        assert file_digest(tmp_path / "bundle" / entry.path) == entry.sha256
-    content = manifest.model_dump(mode="json", exclude={"digest"})
-    assert json_digest(content) == manifest.digest
-    json.dumps(content)
-
-
-def test_a_quantized_checkpoint_becomes_a_folder_a_server_can_load(tmp_path: Path) -> None:
-    folder, source = tmp_path / "bundle", checkpoint(tmp_path / "source")
-    weights = checkpoint(tmp_path / "weights")
-    folder.mkdir()
-    for path, text in ((source / "config.json", "{}"), (source / "LICENSE", "Apache")):
-        path.write_text(text, encoding="utf-8")
-    plan = planned("target.engine=vllm", "quantization={method: gptq, group_size: 64}")
-    package.run(plan, weights, source, records(), {}, folder)
-    bundle = Bundle.read(folder)
-    assert bundle.weights == folder
-    assert bundle.weights_bytes == (folder / "model.safetensors").stat().st_size
-    assert (folder / "config.json").samefile(weights / "config.json")
-    assert (folder / "LICENSE").read_text(encoding="utf-8") == "Apache"
-    assert "vllm serve" in (folder / "README.md").read_text(encoding="utf-8")
-
-
-def test_what_is_quantized_while_loading_has_the_bits_it_had_in_memory(tmp_path: Path) -> None:
-    """Its files hold 16 bits a weight; the manifest says how the engine is to load them."""
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    memory = {"bits_per_weight": 6.5, "types": {"Linear4bit": 7}, "weights_bytes": 9}
-    quality = compare(scores(11.0) | {"memory": memory}, scores(10.0))
-    assert quality["memory"] == memory
-    plan = planned("target.engine=transformers", "quantization={method: hqq, scheme: int4}")
-    weights = checkpoint(tmp_path / "weights")
-    package.run(plan, weights, None, {**records(), "quality": quality}, {}, folder)
-    manifest = Bundle.read(folder).manifest
-    assert manifest.bits_per_weight == 6.5
-    assert manifest.quantization["types"] == {"Linear4bit": 7}
-    assert manifest.quantization["load"] == {"method": "hqq", "scheme": "int4", "group_size": 64}
-    assert "6.5 bits each, in memory; 16 in the files" in (folder / "README.md").read_text()
-
-
-def test_a_gguf_source_gives_a_bundle_of_weights_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    (tmp_path / "model.gguf").write_bytes(Q4)
-    package.run(planned(), tmp_path / "model.gguf", None, records(), {}, folder)
-    assert {path.name for path in folder.iterdir()} == {MANIFEST, "README.md", "model.gguf"}
 
 
 # The context

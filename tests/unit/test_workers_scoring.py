@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import pytest
 
 from deployer.toolchains.worker import WORKERS
@@ -197,3 +198,27 @@ def test_what_is_kept_has_a_limit(
     scored(scoring, Model(1), keep=str(tmp_path))
     found = scored(scoring, Model(2), reference=str(tmp_path))
     assert (len(found["nll"]), len(found["kld"]), len(found["cosine"])) == (12, 5, 5)
+
+
+# Memory
+
+
+def test_what_the_process_held_at_most_is_reported(scoring: Any) -> None:
+    found = scored(scoring, Model(1))
+    assert found["peak_bytes"] >= psutil.Process().memory_info().rss // 2 > 0
+
+
+def test_a_peak_stays_when_the_memory_is_given_back(scoring: Any) -> None:
+    protocol = importlib.import_module("_protocol")
+    before = protocol.peak_memory()
+    size = 64 << 20
+    taken = bytearray(before + size - psutil.Process().memory_info().rss)
+    taken[::4096] = b"x" * len(taken[::4096])
+    del taken
+    assert protocol.peak_memory() >= before + size // 2
+
+
+def test_where_nothing_tells_it_is_unknown(scoring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = importlib.import_module("_protocol")
+    monkeypatch.setattr(protocol, "Path", lambda _: Path("/does/not/exist"))
+    assert protocol.peak_memory() is None
