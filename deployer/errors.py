@@ -9,6 +9,7 @@
     ├── CommandError               1   a program we started failed; its log is named
     ├── StageError                 1   a build stage failed
     ├── StoreError                 1   the store is damaged, full or not writable
+    ├── BundleError                1   a bundle is not as it was made, or not fit to be opened
     ├── QualityGateError           1   the model was measured and is not good enough
     ├── ServerError                1   a server misbehaved
     │   ├── ServerExited           1   it ended before or while it was needed
@@ -33,7 +34,10 @@ EXIT_REGRESSION = 4
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 SHOWN_PROBLEMS = 40
-"""How many problems of a recipe are printed; `--json` has them all."""
+"""How many problems of a recipe or a bundle are printed; `--json` has them all."""
+
+FAULT_LENGTH = 300
+"""Characters that are kept of a file's name, and of what is wrong with it."""
 
 
 class DeployerError(Exception):
@@ -137,6 +141,43 @@ class StageError(DeployerError):
 
 class StoreError(DeployerError):
     pass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a bundle: in which of its files ("" for the whole folder), and what."""
+
+    file: str
+    problem: str
+
+    def __post_init__(self) -> None:
+        for name in ("file", "problem"):  # names and messages of a forged file have any length
+            object.__setattr__(self, name, getattr(self, name)[:FAULT_LENGTH])
+
+    def __str__(self) -> str:
+        """For a terminal: what would move its cursor or turn the text around is spelled out."""
+        text = f"{self.file} {self.problem}" if self.file else self.problem
+        return "".join(
+            each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        )
+
+    def as_json(self) -> dict[str, str]:
+        return {"file": self.file, "problem": self.problem}
+
+
+class BundleError(DeployerError):
+    """A bundle that must not be used; `faults` has all that is wrong with it."""
+
+    def __init__(self, bundle: Path | str, faults: Sequence[Fault], hint: str = "") -> None:
+        self.faults = tuple(faults)
+        count = f"{len(self.faults)} problem{'s' if len(self.faults) != 1 else ''}"
+        lines = "\n".join(f"  {fault}" for fault in self.faults[:SHOWN_PROBLEMS])
+        if len(self.faults) > SHOWN_PROBLEMS:
+            lines += f"\n  … and {len(self.faults) - SHOWN_PROBLEMS} more"
+        super().__init__(f"the bundle {bundle} has {count}:\n{lines}", hint)
+
+    def as_json(self) -> dict[str, object]:
+        return {**super().as_json(), "problems": [fault.as_json() for fault in self.faults]}
 
 
 class QualityGateError(DeployerError):

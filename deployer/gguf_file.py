@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from deployer.artifacts import Record
 from deployer.errors import SourceError
@@ -23,6 +23,8 @@ VERSIONS = (2, 3)
 MAX_ENTRIES = 1 << 20
 MAX_DIMENSIONS = 4
 MAX_STRING = 16 << 20
+MAX_TEXTS = 64 << 20
+"""Bytes of all names and texts together, those in arrays not counted: they are not kept."""
 _SIXTEEN_BIT_OR_MORE = frozenset({"F64", "F32", "F16", "BF16"})
 _KV_BYTES = 2
 """llama.cpp keeps keys and values as f16 unless told otherwise."""
@@ -31,6 +33,8 @@ _NUMBERS = {
     12: "<d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_CHAT_TEMPLATE = "tokenizer.chat_template"
+_Result = TypeVar("_Result")
 _NEWER_TYPES = {42: ("Q2_0", 64, 18)}
 """Types of the pinned llama.cpp release that the gguf package does not know yet (ggml-common.h)."""
 
@@ -83,6 +87,7 @@ class _Reader:
         self.data = data
         self.size = len(data)
         self.at = 0
+        self.texts = 0
 
     def skip(self, count: int) -> int:
         """Step over `count` bytes; gives where they began."""
@@ -106,6 +111,9 @@ class _Reader:
         length = int(self.number("<Q"))
         if length > MAX_STRING:
             raise _Damaged(f"a text of {length} bytes")
+        self.texts += length
+        if self.texts > MAX_TEXTS:
+            raise _Damaged(f"over {MAX_TEXTS} bytes of texts")
         begin = self.skip(length)
         return self.data[begin : begin + length].decode("utf-8", "replace")
 
@@ -151,12 +159,28 @@ def inspect_gguf(path: Path) -> GgufInfo:
 
     Takes memory and time in proportion to the header, whatever its numbers claim.
     """
+    return _read(path, _describe)
+
+
+def chat_templates(path: Path) -> dict[str, str]:
+    """Every chat template of a GGUF file's metadata by its key; raises as `inspect_gguf` does."""
+    return _read(
+        path,
+        lambda reader: {
+            key: value
+            for key, value in _header(reader)[1].items()
+            if key.startswith(_CHAT_TEMPLATE) and isinstance(value, str)
+        },
+    )
+
+
+def _read(path: Path, use: Callable[[_Reader], _Result]) -> _Result:
     try:
         with path.open("rb") as stream:
             if stream.read(4) != MAGIC:
                 raise _Damaged("it does not begin with the letters GGUF")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _describe(_Reader(data))
+                return use(_Reader(data))
     except OSError as error:
         raise SourceError(
             f"{path} cannot be read: {error.strerror}", "Name a GGUF file that you may read."
@@ -168,7 +192,8 @@ def inspect_gguf(path: Path) -> GgufInfo:
         ) from damage
 
 
-def _describe(reader: _Reader) -> GgufInfo:
+def _header(reader: _Reader) -> tuple[int, dict[str, Any]]:
+    """(number of tensors, metadata); the reader then stands before the tensor table."""
     reader.skip(4)
     version = int(reader.number("<I"))
     if version not in VERSIONS:
@@ -178,6 +203,11 @@ def _describe(reader: _Reader) -> GgufInfo:
     for _ in range(entries):
         key = reader.string()
         metadata[key] = reader.value(int(reader.number("<I")))
+    return tensors, metadata
+
+
+def _describe(reader: _Reader) -> GgufInfo:
+    tensors, metadata = _header(reader)
     table = [_read_tensor(reader) for _ in range(tensors)]
     _check_extent(reader, metadata, table)
     architecture = str(metadata.get("general.architecture") or "unknown")
@@ -194,7 +224,7 @@ def _describe(reader: _Reader) -> GgufInfo:
         bits_per_weight=round(8 * tensor_bytes / max(parameters, 1), 4),
         context_length=context if isinstance(context, int) else None,
         kv_bytes_per_token=_kv_bytes_per_token(metadata.get, architecture),
-        has_chat_template="tokenizer.chat_template" in metadata,
+        has_chat_template=_CHAT_TEMPLATE in metadata,
     )
 
 

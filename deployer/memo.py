@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deployer.artifacts import file_digest, file_identity
 from deployer.durable import write_atomically
+
+SETTLED_SECONDS = 2.0
+"""How long ago a file must have been written to be remembered: within a tick of a coarse clock it
+could change again and keep its time."""
 
 
 @dataclass
@@ -30,12 +36,23 @@ class DigestMemo:
             known = {}
         return cls(path, known if isinstance(known, dict) else {})
 
-    def digest(self, path: Path) -> str:
-        """SHA-256 of a file, from memory where the file is unchanged."""
+    def knows(self, path: Path) -> bool:
+        """Whether a file was hashed before and is unchanged."""
+        return file_identity(path) in self.known
+
+    def forget(self, path: Path) -> None:
+        """Let a file be hashed anew when it is asked for next."""
+        self.known.pop(file_identity(path), None)
+
+    def digest(self, path: Path, hashed: Callable[[Path], str] | None = None) -> str:
+        """SHA-256 of a file, from memory where the file is unchanged, else by `hashed`."""
         identity = file_identity(path)
-        if identity not in self.known:
-            self.known[identity] = file_digest(path)
+        if identity in self.known:
+            return self.known[identity]
+        digest = (hashed or file_digest)(path)
+        if time.time() - path.stat().st_mtime > SETTLED_SECONDS:
+            self.known[identity] = digest
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.path, json.dumps(self.known))
-        return self.known[identity]
+        return digest

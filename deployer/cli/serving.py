@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ import click
 from deployer.cli.failures import explain
 from deployer.cli.options import json_option, set_option, with_options
 from deployer.cli.output import emit, reporter
+from deployer.cli.verifying import KEY
 from deployer.errors import DeployerError, UsageError
 from deployer.home import default_home
 
@@ -21,13 +23,19 @@ if TYPE_CHECKING:
 @click.argument("what", required=False, metavar="[BUNDLE|RECIPE]")
 @click.option("--detach", is_flag=True, help="Return once the server is ready; it goes on.")
 @click.option("--name", help="Name of the server; default: the bundle's name.")
-@with_options(set_option, json_option)
+@with_options(KEY, set_option, json_option)
 def serve(
-    what: str | None, detach: bool, name: str | None, overrides: tuple[str, ...], as_json: bool
+    what: str | None,
+    detach: bool,
+    name: str | None,
+    key: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Serve the newest bundle, or BUNDLE (a folder or a name), or build and serve RECIPE.
 
-    In the foreground the server runs until Ctrl-C, which lets running requests finish.
+    The bundle is verified first. In the foreground the server runs until Ctrl-C, which lets running
+    requests finish.
     """
     from deployer.workflow import running
 
@@ -44,7 +52,14 @@ def serve(
 
     try:
         record = running.serve(
-            what, overrides, default_home(), reporter(), name=name, detach=detach, on_ready=ready
+            what,
+            overrides,
+            default_home(),
+            reporter(),
+            name=name,
+            detach=detach,
+            on_ready=ready,
+            key=key,
         )
     except DeployerError as error:
         if not said:

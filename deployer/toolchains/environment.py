@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deployer import process
+from deployer.artifacts import file_digest
 from deployer.errors import CommandError, ToolchainError
 from deployer.home import Home
 from deployer.toolchains.specs import Host, ToolchainSpec
 
 INSTALL_TIMEOUT = 3600.0
 HEALTH_TIMEOUT = 600.0
+LOCK_DIGITS = 12
+"""Digits of a lock's SHA-256 that name the folder of packages carried for it."""
 _HEALTH_CHECK = """
 import importlib, importlib.metadata, json, sys
 imports, versions = json.loads(sys.argv[1])
@@ -69,6 +72,22 @@ def wheel_arguments(lock_text: str, links: Sequence[str]) -> list[str]:
     return arguments
 
 
+def carried_packages(spec: ToolchainSpec, home: Home) -> Path:
+    """The folder for packages that `deployer import` brought for exactly this spec's lock.
+
+    Where it exists, the toolchain is made from it, and no index is asked.
+    """
+    return home.wheels / f"{spec.name}-{file_digest(spec.lock_path)[:LOCK_DIGITS]}"
+
+
+def package_arguments(spec: ToolchainSpec, home: Home) -> list[str]:
+    """uv arguments that say where a spec's packages come from."""
+    carried = carried_packages(spec, home)
+    if carried.is_dir():
+        return ["--no-index", "--find-links", str(carried)]
+    return wheel_arguments(spec.lock_path.read_text(encoding="utf-8"), find_links())
+
+
 def source_arguments(spec: ToolchainSpec) -> list[str]:
     """uv arguments that let what has no wheel be built, with the lock's own setuptools."""
     if not spec.from_source:
@@ -100,10 +119,9 @@ def create(spec: ToolchainSpec, host: Host, root: Path, home: Home, log_path: Pa
     base = getattr(sys, "_base_executable", sys.executable)
     interpreter = base if wanted == host.python else wanted
     python = root / "env" / "bin" / "python"
-    lock_text = spec.lock_path.read_text(encoding="utf-8")
     install = ["pip", "install", "--python", str(python), "--no-deps", "--require-hashes"]
     wheels = ["--only-binary", ":all:", *source_arguments(spec)]
-    wheels += wheel_arguments(lock_text, find_links())
+    wheels += package_arguments(spec, home)
     try:
         uv(["venv", "--no-project", "--python", interpreter, str(root / "env")],
            home=home, cwd=root, log_path=log_path)  # fmt: skip

@@ -343,6 +343,22 @@ SPECS: dict[str, ToolchainSpec] = {
             needs_mb=250,
         ),
         ToolchainSpec(
+            name="model-signing",
+            purpose="sign bundles and check signatures (OpenSSF model-signing)",
+            lock="model-signing.txt",
+            imports=("model_signing.signing", "model_signing.verifying"),
+            versions=("model-signing", "cryptography"),
+            needs_mb=250,
+        ),
+        ToolchainSpec(
+            name="vllm-router",
+            purpose="the router in front of several servers",
+            lock="vllm-router.txt",
+            imports=("vllm_router.launch_router", "vllm_router_rs"),
+            versions=("vllm-router",),
+            needs_mb=250,
+        ),
+        ToolchainSpec(
             name="figures",
             purpose="draw the pictures of `deployer compare`",
             lock="figures.txt",

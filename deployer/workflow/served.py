@@ -16,6 +16,7 @@ from deployer.home import Home
 from deployer.progress import Progress
 from deployer.recipe import Serve
 from deployer.serving import ServerRecord
+from deployer.workflow.verifying import require_whole
 
 
 @contextmanager
@@ -24,8 +25,10 @@ def served(
 ) -> Iterator[ServerRecord]:
     """The bundle's ready server; stopped when the context is left, also by SIGTERM or Ctrl-C.
 
-    The server is named after `purpose`; its folder with the log goes too, unless it failed.
+    The bundle is verified first. The server is named after `purpose`; its folder with the log goes
+    too, unless it failed.
     """
+    require_whole(bundle, home, progress)
     manifest = bundle.manifest
     device = str(manifest.recipe.get("target", {}).get("device", "auto"))
     name = f"{purpose}-{manifest.name[:40]}-{os.getpid()}-{secrets.token_hex(2)}"

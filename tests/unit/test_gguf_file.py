@@ -28,8 +28,9 @@ from model_files import (
     text,
 )
 
+from deployer import gguf_file
 from deployer.errors import SourceError
-from deployer.gguf_file import GgufInfo, inspect_gguf
+from deployer.gguf_file import GgufInfo, chat_templates, inspect_gguf
 
 Write = Callable[[bytes], Path]
 SECONDS = 3.0
@@ -309,3 +310,20 @@ def test_ten_thousand_mutated_files_are_described_or_refused(tmp_path: Path) -> 
         inspect_anything(path, mutate(random.Random(seed), WHOLE))
         assert time.process_time() - started < 5.0, f"seed {seed}"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10
+
+
+def test_texts_are_bounded_together(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header may be the whole of a large file; what is kept of it must not be."""
+    path = write(gguf({**METADATA, "a": "x" * 600, "b": "x" * 600}))
+    assert inspect_gguf(path).architecture == "llama"
+    monkeypatch.setattr(gguf_file, "MAX_TEXTS", 1200)
+    with pytest.raises(SourceError, match="over 1200 bytes of texts"):
+        inspect_gguf(path)
+
+
+def test_chat_templates_are_those_of_the_metadata(write: Write) -> None:
+    told = {"tokenizer.chat_template": "a", "tokenizer.chat_template.rag": "b"}
+    assert chat_templates(write(gguf({**METADATA, **told}))) == told
+    assert chat_templates(write(gguf())) == {}
+    with pytest.raises(SourceError, match="no usable GGUF file"):
+        chat_templates(write(b"GGUF"))

@@ -10,7 +10,7 @@ import pytest
 
 from deployer import memo as module
 from deployer.artifacts import file_digest
-from deployer.memo import DigestMemo
+from deployer.memo import SETTLED_SECONDS, DigestMemo
 
 
 @pytest.fixture
@@ -26,9 +26,16 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return read
 
 
+def settled(path: Path, text: str = "weights") -> Path:
+    """A file that was written a while ago."""
+    path.write_text(text, encoding="utf-8")
+    before = path.stat().st_mtime_ns - 10 * int(SETTLED_SECONDS * 1e9)
+    os.utime(path, ns=(before, before))
+    return path
+
+
 def test_a_file_is_hashed_once(tmp_path: Path, hashed: list[Path]) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_text("weights", encoding="utf-8")
+    path = settled(tmp_path / "model.gguf")
     for _ in range(3):
         memo = DigestMemo.load(tmp_path / "cache" / "digests.json")
         assert memo.digest(path) == file_digest(path)
@@ -37,8 +44,7 @@ def test_a_file_is_hashed_once(tmp_path: Path, hashed: list[Path]) -> None:
 
 @pytest.mark.parametrize("change", ["content", "size", "time"])
 def test_a_changed_file_is_hashed_again(tmp_path: Path, hashed: list[Path], change: str) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_text("weights", encoding="utf-8")
+    path = settled(tmp_path / "model.gguf")
     memo = DigestMemo.load(tmp_path / "digests.json")
     memo.digest(path)
     match change:
@@ -56,8 +62,7 @@ def test_a_changed_file_is_hashed_again(tmp_path: Path, hashed: list[Path], chan
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": 1', "\x00"])
 def test_a_damaged_memory_is_forgotten(tmp_path: Path, hashed: list[Path], content: str) -> None:
     (tmp_path / "digests.json").write_text(content, encoding="utf-8")
-    path = tmp_path / "model.gguf"
-    path.write_text("weights", encoding="utf-8")
+    path = settled(tmp_path / "model.gguf")
     assert DigestMemo.load(tmp_path / "digests.json").digest(path) == file_digest(path)
     assert isinstance(json.loads((tmp_path / "digests.json").read_text("utf-8")), dict)
 
@@ -67,4 +72,29 @@ def test_a_memory_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_text("weights", encoding="utf-8")
     memo = DigestMemo.load(tmp_path / "file" / "digests.json")
+    assert memo.digest(path) == file_digest(path)
+
+
+def test_a_file_that_was_written_just_now_is_not_remembered(
+    tmp_path: Path, hashed: list[Path]
+) -> None:
+    """It could change again without a later time: the clock of a file system has coarse ticks."""
+    path = tmp_path / "model.gguf"
+    path.write_text("weights", encoding="utf-8")
+    memo = DigestMemo.load(tmp_path / "digests.json")
+    before = memo.digest(path)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_text("WEIGHTS", encoding="utf-8")
+    os.utime(path, ns=times)
+    assert not memo.knows(path)
+    assert memo.digest(path) == file_digest(path) != before
+
+
+def test_a_file_can_be_forgotten_and_hashed_by_another_function(tmp_path: Path) -> None:
+    path = settled(tmp_path / "model.gguf")
+    memo = DigestMemo.load(tmp_path / "digests.json")
+    assert memo.digest(path, lambda each: f"digest of {each.name}") == "digest of model.gguf"
+    assert memo.knows(path)
+    memo.forget(path)
+    assert not memo.knows(path)
     assert memo.digest(path) == file_digest(path)

