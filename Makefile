@@ -9,8 +9,10 @@ DEPLOYER := $(BIN)/deployer
 export DEPLOYER_HOME ?= $(CURDIR)/.deployer
 export UV_CACHE_DIR ?= $(DEPLOYER_HOME)/cache/uv
 DEMO := recipes/smollm2-q4_0.yaml
+# PACKAGE=PROGRAM
+DEBIAN := skopeo=skopeo umoci=umoci buildah=buildah docker-registry=docker-registry systemd=systemd-analyze iproute2=ip
 
-.PHONY: help setup demo check test loadtest bench clean
+.PHONY: help setup tools demo check test loadtest bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,7 +42,14 @@ check: setup  ## lint, types, import contracts and unit tests, in under a minute
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n auto --dist worksteal -m "not integration"
 
-test: check  ## everything, real engines included
+tools:  ## install the Debian programs that check what `deployer export` writes; needs root
+	@missing=; for each in $(DEBIAN); do command -v $${each#*=} >/dev/null || missing="$$missing $${each%=*}"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing >/dev/null; \
+	  then :; else echo "not installed:$$missing; tests that need them are skipped" >&2; fi; fi
+
+test: check tools  ## everything, real engines included
 	$(BIN)/pytest -m integration
 
 loadtest: setup  ## load-test the running server: ENDPOINT= PROFILE= USERS= DURATION=

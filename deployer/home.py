@@ -3,10 +3,12 @@
 store/       stage outputs, one folder per key
 bundles/     finished bundles, NAME/DIGEST
 toolchains/  isolated environments
+wheels/      packages that `deployer import` brought, used before the package index
 servers/     state and logs of detached servers
 loadtests/   load-test results, one folder a run
 evaluations/ quality measured of bundles, one folder a run
 comparisons/ formats measured side by side, one folder a run
+footprints/  memory and times that the servers of bundles were seen to take, one file a bundle
 logs/        logs of builds
 cache/       downloads; safe to delete
 """
@@ -38,6 +40,10 @@ class Home:
         return self.root / "toolchains"
 
     @property
+    def wheels(self) -> Path:
+        return self.root / "wheels"
+
+    @property
     def servers(self) -> Path:
         return self.root / "servers"
 
@@ -52,6 +58,10 @@ class Home:
     @property
     def comparisons(self) -> Path:
         return self.root / "comparisons"
+
+    @property
+    def footprints(self) -> Path:
+        return self.root / "footprints"
 
     @property
     def logs(self) -> Path:

@@ -3,6 +3,10 @@
 Run by `deployer loadtest`, or by hand (settings.py). One process writes two files into the
 folder its settings name: samples-PID.jsonl, one request a line, and worker-PID.json at the end.
 Locust's own percentiles are rounded; the figures are made from these files.
+
+With a master and workers, every worker ends by its own clock, lets its running requests finish,
+and says so; the master ends the test once all have. Were the master to end it, Locust would give
+the streams of forked workers three seconds only.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from client import CHAT, ChatClient
 from locust import User, constant, events, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner
+from locust.runners import MasterRunner, WorkerRunner
 from probe import Probe
 from prompts import make, nonce
 from settings import api_key, read
@@ -31,6 +35,8 @@ from deployer.metrics import MEASURED, WARMUP, Sample
 SETTINGS = read()
 KEY = api_key()
 PROGRESS_EVERY = 0.5
+ENDED = "deployer_ended"
+"""What a worker tells its master when its last request has ended."""
 
 
 class Recorder:
@@ -62,7 +68,13 @@ class Recorder:
         end = self.started + SETTINGS.warmup_s + SETTINGS.duration_s
         while (left := end - time.monotonic()) > 0:
             gevent.sleep(min(left, 1.0))
-        gevent.spawn(environment.runner.quit)
+        runner = environment.runner
+        if not isinstance(runner, WorkerRunner):
+            gevent.spawn(runner.quit)
+            return
+        self.stopping = time.monotonic()
+        runner.stop_users(runner.user_classes_count)  # waits for them, at most --stop-timeout
+        runner.send_message(ENDED)
 
     def _watch(self) -> None:
         while True:
@@ -112,6 +124,7 @@ class Recorder:
 
 
 RECORDER = Recorder()
+ended: set[str] = set()
 
 
 class ChatUser(User):
@@ -182,15 +195,30 @@ class ChatUser(User):
             gevent.sleep(SETTINGS.pause_s)
 
 
+@events.init.add_listener
+def _init(environment: Environment, **_: Any) -> None:
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message(ENDED, _ended)
+
+
+def _ended(environment: Environment, msg: Any) -> None:
+    """A worker has ended; with the last one the test ends."""
+    ended.add(msg.node_id)
+    if ended.issuperset(environment.runner.clients):
+        gevent.spawn(environment.runner.quit)
+
+
 @events.test_start.add_listener
 def _start(environment: Environment, **_: Any) -> None:
-    if not isinstance(environment.runner, MasterRunner):
+    if isinstance(environment.runner, MasterRunner):
+        ended.clear()
+    else:
         RECORDER.start(environment)
 
 
 @events.test_stopping.add_listener
 def _stopping(environment: Environment, **_: Any) -> None:
-    RECORDER.stopping = time.monotonic()
+    RECORDER.stopping = RECORDER.stopping or time.monotonic()
 
 
 @events.test_stop.add_listener

@@ -15,6 +15,7 @@ from deployer import __version__
 from deployer.cli.building import build, plan
 from deployer.cli.comparing import compare
 from deployer.cli.evaluating import evaluate
+from deployer.cli.exporting import export
 from deployer.cli.failures import (
     explain,
     explain_interrupt,
@@ -22,6 +23,8 @@ from deployer.cli.failures import (
     explain_usage,
     report_bug,
 )
+from deployer.cli.importing import import_bundle
+from deployer.cli.inspecting import inspect
 from deployer.cli.loadtesting import loadtest
 from deployer.cli.machine import completion, doctor, schema
 from deployer.cli.recommending import recommend
@@ -29,12 +32,13 @@ from deployer.cli.sensitivity import sensitivity
 from deployer.cli.serving import logs, serve, status, stop
 from deployer.cli.tasks import tasks
 from deployer.cli.toolchains import toolchain
+from deployer.cli.verifying import sign, verify
 from deployer.errors import DeployerError
 from deployer.home import default_home
 
 COMMANDS = (
     plan, build, evaluate, sensitivity, serve, status, logs, stop, loadtest, tasks, compare,
-    recommend, doctor, toolchain, schema, completion,
+    recommend, inspect, verify, sign, export, import_bundle, doctor, toolchain, schema, completion,
 )  # fmt: skip
 
 

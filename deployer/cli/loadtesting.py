@@ -19,6 +19,10 @@ from deployer.home import default_home
 @click.option("--users", type=click.IntRange(1, 10_000), help="Concurrent users.")
 @click.option("--duration", type=click.IntRange(1, 86_400), help="Measured seconds.")
 @click.option(
+    "--workers", type=click.IntRange(1, 256), default=1, show_default=True,
+    help="Processes that share the users, where one is not fast enough.",
+)  # fmt: skip
+@click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="File whose first line is the key."
 )
 @with_options(set_option, json_option)
@@ -28,6 +32,7 @@ def loadtest(
     profile: str | None,
     users: int | None,
     duration: int | None,
+    workers: int,
     api_key_file: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -43,7 +48,7 @@ def loadtest(
     chosen = [f"loadtest.{key}={value}" for key, value in options.items() if value is not None]
     outcome = running.loadtest(
         endpoint, server, [*chosen, *overrides], default_home(), reporter(),
-        api_key_file=api_key_file,
+        api_key_file=api_key_file, workers=workers,
     )  # fmt: skip
     if as_json:
         emit(outcome.result.as_json())

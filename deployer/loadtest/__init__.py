@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import deployer
-from deployer.errors import LoadTestError
+from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, host, measure, storage
 from deployer.loadtest.driver import SMOKE_REQUESTS, Raw
 from deployer.loadtest.endpoint import Endpoint, words_for
@@ -43,15 +43,18 @@ def run(
     api_key: str | None = None,
     server: Mapping[str, Any] | None = None,
     pages: Mapping[str, Page] | None = None,
+    workers: int = 1,
 ) -> LoadTestResult:
     """Measure the server at `endpoint` and store the result in `out_dir`/ID (`folder_of`).
 
+    The users are shared among `workers` processes; UsageError where there are fewer users.
     `server` says what is known of it (engine, version, quantization, bundle digest, argv);
     `api_key` may also come from DEPLOYER_API_KEY or DEPLOYER_API_KEY_FILE; `pages` are drawn and
     stored under their names. The folder appears whole or not at all. Raises LoadTestError when
     nothing answers or Locust fails (its log is kept); whatever the server does wrong under load
     is a result, not an error. An interrupt ends Locust and leaves nothing.
     """
+    _check_workers(workload, workers)
     identity = _identity(workload)
     machine = host.describe()
     key = api_key or _key_from_environment()
@@ -63,7 +66,7 @@ def run(
         known = _prepare(target, workload, identity, progress)
         before = target.generated_tokens()
         with progress.step(_title(workload)) as step:
-            raw = driver.drive(workload, {**known, "folder": str(folder)}, step, key)
+            raw = driver.drive(workload, {**known, "folder": str(folder)}, step, key, workers)
         samples = _tokenized(raw.samples, target)
         result = _result(
             workload,
@@ -95,7 +98,7 @@ def _result(
     server_tokens: int | None,
 ) -> LoadTestResult:
     samples, workers = raw.samples, raw.workers
-    users = 1 if workload.profile == "smoke" else workload.users
+    users = driver.users(workload)
     span = measure.window(workload, samples, workers)
     limits = measure.limits_of(workload.slo)
     stages = (measure.stage(_users(users), users, samples, span, limits),)
@@ -111,6 +114,14 @@ def _result(
         flags=measure.flags(samples, stages, machine, workload.profile),
         answers=measure.answers(samples),
     )
+
+
+def _check_workers(workload: LoadTest, workers: int) -> None:
+    if workers > driver.users(workload):
+        raise UsageError(
+            f"{workers} load workers cannot share {_users(driver.users(workload))}",
+            "Use no more --workers than --users; the profile smoke has one user.",
+        )
 
 
 def _identity(workload: LoadTest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ DRAIN_S = 60
 """Seconds that running requests get to finish after the end; `--stop-timeout` of Locust."""
 BACKSTOP_S = 30
 TAIL_LINES = 8
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ def locustfile() -> Path:
     )
 
 
+def users(workload: LoadTest) -> int:
+    """How many users send requests at the same time."""
+    return 1 if workload.profile == "smoke" else workload.users
+
+
 def time_limit(workload: LoadTest) -> int:
     """Seconds after which Locust ends the load by itself; the locustfile ends it before."""
     if workload.profile == "smoke":
@@ -53,16 +60,30 @@ def time_limit(workload: LoadTest) -> int:
     return workload.warmup + workload.duration + BACKSTOP_S
 
 
-def argv(workload: LoadTest) -> list[str]:
-    """Locust's command line. No secret is in it."""
-    users = 1 if workload.profile == "smoke" else workload.users
+def argv(workload: LoadTest, workers: int = 1) -> list[str]:
+    """Locust's command line; with several workers a master and so many more processes.
+
+    No secret is in it.
+    """
+    count = users(workload)
     # Users start one after the other during the warm-up, so that they do not march in step.
-    rate = users / (0.8 * workload.warmup) if workload.warmup else users
+    rate = count / (0.8 * workload.warmup) if workload.warmup else count
     return [
         sys.executable, "-m", "locust", "-f", str(locustfile()), "--headless", "--only-summary",
-        "--users", str(users), "--spawn-rate", f"{max(rate, 1.0):.3f}",
+        "--users", str(count), "--spawn-rate", f"{max(rate, 1.0):.3f}",
         "--run-time", f"{time_limit(workload)}s", "--stop-timeout", str(DRAIN_S),
-        "--exit-code-on-error", "0",
+        "--exit-code-on-error", "0", *(_processes(workers) if workers > 1 else ()),
+    ]  # fmt: skip
+
+
+def _processes(workers: int) -> list[str]:
+    """A master with its workers on the loopback, at a port of their own."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = str(probe.getsockname()[1])
+    return [
+        "--processes", str(workers), "--master-bind-host", LOOPBACK, "--master-bind-port", port,
+        "--master-host", LOOPBACK, "--master-port", port,
     ]  # fmt: skip
 
 
@@ -82,11 +103,14 @@ def settings(workload: LoadTest, **known: Any) -> dict[str, Any]:
     }
 
 
-def drive(workload: LoadTest, known: dict[str, Any], step: Step, key: str | None) -> Raw:
+def drive(
+    workload: LoadTest, known: dict[str, Any], step: Step, key: str | None, workers: int = 1
+) -> Raw:
     """Run Locust to its end in `known["folder"]` and read what it measured.
 
-    Raises LoadTestError, with the end of Locust's log, where it fails or sends nothing.
-    An interrupt ends Locust too.
+    With several `workers` the users are shared among so many processes. Raises LoadTestError,
+    with the end of Locust's log, where it fails, sends nothing or loses a worker. An interrupt
+    ends Locust too.
     """
     folder = Path(known["folder"])
     (folder / "workload.json").write_text(
@@ -94,7 +118,7 @@ def drive(workload: LoadTest, known: dict[str, Any], step: Step, key: str | None
     )
     try:
         process.run(
-            argv(workload),
+            argv(workload, workers),
             env=environment(folder / "workload.json", key),
             log_path=folder / LOG,
             cwd=folder,
@@ -106,6 +130,8 @@ def drive(workload: LoadTest, known: dict[str, Any], step: Step, key: str | None
     raw = gather(folder)
     if not raw.samples or not raw.workers:
         raise _failed("Locust ended without one request", folder / LOG)
+    if len(raw.workers) != workers:
+        raise _failed(f"{len(raw.workers)} of {workers} workers came to their end", folder / LOG)
     return raw
 
 

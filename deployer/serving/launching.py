@@ -71,7 +71,7 @@ def start(
     preflight.check_weights(bundle)
 
     engine = engine_named(bundle.manifest.engine)
-    model = _model(bundle, device)
+    model = ModelToServe.of(bundle.manifest, bundle.weights.absolute(), device)
     facts = find_facts(engine, home, bool(gpus()))
     facts = replace(facts, cache=home.cache / "compiled")
     available, needed = available_memory(), engine.memory(model, serve, facts)
@@ -106,20 +106,6 @@ def _absolute(serve: Serve, base: Path) -> Serve:
         )
         changes["vllm"] = serve.vllm.model_copy(update={"lora": adapters})
     return serve.model_copy(update=changes)
-
-
-def _model(bundle: Bundle, device: str) -> ModelToServe:
-    quantization = bundle.manifest.quantization
-    return ModelToServe(
-        weights=bundle.weights.absolute(),
-        alias=bundle.manifest.name,
-        device=device,
-        method=str(quantization.get("method", "none")),
-        scheme=quantization.get("scheme"),
-        kv_bytes_per_token=int(quantization.get("kv_bytes_per_token") or 0),
-        weights_bytes=bundle.weights_bytes,
-        load=quantization.get("load"),
-    )
 
 
 def _spec(

@@ -24,7 +24,9 @@ from deployer.errors import DeployerError, ReadinessTimeout, ServerError
 from deployer.process import Child, clean_environment, spawn
 from deployer.progress import SILENT, Progress
 from deployer.serving import causes
+from deployer.serving.health import Pulse
 from deployer.serving.identity import start_mark
+from deployer.serving.notify import Notify
 from deployer.serving.preflight import read_key
 from deployer.serving.readiness import Endpoint, ask_until_ready, is_idle
 from deployer.serving.state import ServerFolder, ServerRecord
@@ -36,7 +38,7 @@ STOP_GRACE = 10.0
 _STRAY = (
     "LLAMA_ARG_", "LLAMA_API_KEY", "AIP_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_",
     "OPENAI_API_KEY", "OMP_NUM_THREADS", "TORCH_COMPILE", "TORCHDYNAMO_", "TORCHINDUCTOR_",
-    "TRITON_",
+    "TRITON_", "NOTIFY_SOCKET", "WATCHDOG_",
 )  # fmt: skip
 """Beginnings of variables that would change the engine's settings behind the recipe's back."""
 
@@ -94,6 +96,8 @@ class Supervisor:
         self.on_ready = on_ready
         self._signals = 0
         self._child: Child | None = None
+        self._pulse: Pulse | None = None
+        self._notify = Notify.of(os.environ, os.getpid())
         self._log_start = 0
         key = read_key(Path(spec.key_file), SILENT) if spec.key_file else None
         self._endpoint = Endpoint(spec.url, spec.port, spec.model, spec.health, spec.metrics, key)
@@ -121,6 +125,7 @@ class Supervisor:
             if self.folder.engine_log.exists():
                 self.folder.engine_log.replace(self.folder.engine_log.with_suffix(".log.1"))
             self._publish()
+            self._notify.watch(self._lives)
             try:
                 self._serve()
             except BaseException as error:
@@ -180,6 +185,7 @@ class Supervisor:
                 f"{self.spec.name} was not ready after {seconds:.0f} s: {missing}",
                 f"Raise serve.ready_timeout, or see {log}.",
             )
+        self._pulse = Pulse(self._endpoint, child.pid)
         self._publish(state="ready", ready_seconds=round(seconds, 3), ready_at=time.monotonic())
         if self.on_ready and self.record.restarts == 0:
             self.on_ready(self.record)
@@ -219,6 +225,10 @@ class Supervisor:
     def _child_status(self) -> int | None:
         return self._child.poll() if self._child else None
 
+    def _lives(self) -> bool:
+        """Whether all is well; a start and an end have time limits of their own."""
+        return self.record.state != "ready" or self._pulse is None or self._pulse.beats()
+
     def _pause(self, seconds: float) -> bool:
         """Sleep; False as soon as we shall stop."""
         end = time.monotonic() + seconds
@@ -256,6 +266,8 @@ class Supervisor:
     def _publish(self, **changes: Any) -> None:
         self.record = self.record.model_copy(update=changes)
         self.folder.write(self.record)
+        if "state" in changes:
+            self._notify.tell_state(self.record)
 
     @contextlib.contextmanager
     def _name_lock(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 POLL_SECONDS = 0.1
@@ -49,6 +50,13 @@ def read_keys(path: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def api_keys(path: str | None, environ: Mapping[str, str]) -> list[str]:
+    """The keys of the file, else those of the variable that llama-server reads, if any."""
+    if path:
+        return read_keys(path)
+    return [key for key in environ.get("LLAMA_API_KEY", "").split(",") if key]
+
+
 def parameters(args: argparse.Namespace):
     import xllamacpp
 
@@ -68,8 +76,8 @@ def parameters(args: argparse.Namespace):
     params.endpoint_slots = args.slots
     params.ui = not args.no_webui
     params.offline = True
-    if args.api_key_file:
-        params.api_keys = read_keys(args.api_key_file)
+    if keys := api_keys(args.api_key_file, os.environ):
+        params.api_keys = keys
     if args.cors_origins:
         params.cors_origins = args.cors_origins
         params.cors_origins_explicit = True

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import home_beside, must
 
+from deployer.artifacts import Bundle
 from deployer.home import Home
 from deployer.toolchains import environment
 from deployer.toolchains.provision import ensure
@@ -35,6 +37,14 @@ def own_home(home: Home, tmp_path: Path) -> Home:
     own.root.mkdir()
     (own.root / "toolchains").symlink_to(home.toolchains)
     return own
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo recipe's bundle, built once into the shared home; copy it before you change it."""
+    beside = home_beside(home, tmp_path_factory.mktemp("demo") / "home", "store", "bundles")
+    document = must("build", REPOSITORY / "recipes" / "smollm2-q4_0.yaml", home=beside)
+    return Bundle.read(Path(document["bundle"]))
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,43 @@ def test_it_reports_the_truth(users, tmp_path):
     assert made.stages[0].duration_s == pytest.approx(3.0, abs=0.05)
 
 
+def test_a_master_and_two_workers_make_the_same_kind_of_result(tmp_path):
+    """Shared users, one result: every request of both workers is in it, and every one is true."""
+    script = Script(ttft=0.05, tpot=0.01, tokens=16)
+    with serve(script) as server:
+        alone = loadtest.run(server.url, concurrent(6), tmp_path)
+        before = len(server.exchanges)
+        made = loadtest.run(server.url, concurrent(6), tmp_path, workers=2)
+        asked = len(server.exchanges) - before
+    samples = results.read_samples(loadtest.folder_of(tmp_path, made))
+    assert (alone.client.workers, made.client.workers) == (1, 2)
+    assert made.as_json().keys() == alone.as_json().keys()
+    assert {path.name for path in loadtest.folder_of(tmp_path, made).iterdir()} == {
+        path.name for path in loadtest.folder_of(tmp_path, alone).iterdir()
+    }
+    assert len(samples) == asked and all(s.ok for s in samples)
+    assert len({s.id for s in samples}) == asked, "no two workers use one name"
+    of_worker = [sum(s.id.startswith(f"{worker}-") for s in samples) for worker in (0, 1)]
+    assert sum(of_worker) == asked and min(of_worker) > 0.3 * asked
+    stage = made.stages[0]
+    assert stage.requests.sent + stage.requests.warmup == asked
+    assert (stage.target, stage.requests.failed, stage.requests.cutoff) == (6, 0, 0)
+    assert stage.duration_s == pytest.approx(3.0, abs=0.2)
+    assert stage.throughput.requests_per_s == pytest.approx(
+        alone.stages[0].throughput.requests_per_s, rel=0.2
+    )
+    assert made.client.server_tokens == made.client.counted_tokens
+    assert no_locust_left()
+
+
+def test_two_workers_let_their_streams_end(tmp_path):
+    """Longer than the three seconds that Locust's master gives forked workers to end."""
+    script = Script(ttft=0.05, tpot=0.35, tokens=16)
+    with serve(script) as server:
+        raw = drive(server, tmp_path, concurrent(2, duration=1), workers=2)
+    assert len(raw.samples) == 2 and all(s.ok for s in raw.samples)
+
+
 def test_every_fault_is_classified(tmp_path):
     faults = (None, *(fault for fault in FAULTS if fault != "hang"))
     with serve(Script(ttft=0.02, tpot=0.004, faults=faults)) as server:
@@ -75,13 +112,15 @@ def test_every_fault_is_classified(tmp_path):
     assert made.stages[0].latency_ms.ttft.n == made.stages[0].requests.ok
 
 
-def drive(server, folder: Path, workload: LoadTest, **known: object) -> driver.Raw:
+def drive(
+    server, folder: Path, workload: LoadTest, workers: int = 1, **known: object
+) -> driver.Raw:
     basis = {
         "run_id": "r", "folder": str(folder), "endpoint": server.url, "model": "m",
         "prompt_words": 4, "seed": 1, "temperature": 0.0, "ignore_eos": False,
     }  # fmt: skip
     with SILENT.step("") as step:
-        return driver.drive(workload, {**basis, **known}, step, None)
+        return driver.drive(workload, {**basis, **known}, step, None, workers)
 
 
 def test_a_silent_server_is_a_timeout(tmp_path):

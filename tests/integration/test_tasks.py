@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployer import serving
-from deployer.artifacts import MANIFEST, Manifest, json_digest, list_files
+from deployer import sbom, serving
+from deployer.artifacts import MANIFEST, SBOM, Manifest, list_files
 from deployer.errors import PlanError, StageError
 from deployer.home import Home
 from deployer.progress import SILENT
 from deployer.recipe import Serve
+from deployer.store import link_or_copy
 from deployer.tasks import humaneval, sandbox
 from deployer.tasks.sandbox import Limits, run_program
 from deployer.workflow.tasks import run_tasks
@@ -144,19 +145,20 @@ def test_every_solution_of_humaneval_passes_and_an_empty_one_does_not(home: Home
 def bundle(demo_gguf: Path, tmp_path: Path) -> str:
     """The demo model as a bundle's folder."""
     root = tmp_path / "bundle"
-    root.mkdir()
-    (root / "model.gguf").symlink_to(demo_gguf)
+    link_or_copy(demo_gguf, root / "model.gguf")
     serve = Serve(server="xllamacpp", context=512, parallel=4)
-    manifest = Manifest(
-        name="demo", digest="", engine="llama.cpp", weights="model.gguf",
-        size_bytes=demo_gguf.stat().st_size, bits_per_weight=5.0, files=list_files(root),
-        recipe={}, serve=serve.model_dump(mode="json"), source={},
+    draft = Manifest(
+        name="demo", digest="", engine="llama.cpp", weights="model.gguf", size_bytes=0,
+        bits_per_weight=5.0, files=list_files(root), recipe={},
+        serve=serve.model_dump(mode="json"), source={},
         quantization={"scheme": "q4_1", "kv_bytes_per_token": 23040}, quality={}, parity={},
         tools={}, created_by="test",
     )  # fmt: skip
-    digest = json_digest(manifest.model_dump(mode="json", exclude={"digest"}))
-    sealed = manifest.model_copy(update={"digest": digest})
-    (root / MANIFEST).write_text(sealed.model_dump_json(), encoding="utf-8")
+    (root / SBOM).write_text(sbom.render(draft, ()), encoding="utf-8")
+    files = list_files(root)
+    size = sum(entry.size for entry in files)
+    manifest = draft.model_copy(update={"files": files, "size_bytes": size}).sealed()
+    (root / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return str(root)
 
 

@@ -7,10 +7,12 @@ import httpx
 import pytest
 from loadtest_samples import HOST, closed_loop, result, sample
 
+from deployer import loadtest
 from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, exit_code, host, measure, storage
 from deployer.loadtest.endpoint import Endpoint, words_for
 from deployer.metrics import Limits
+from deployer.progress import SILENT
 from deployer.recipe import LoadTest, Slo
 
 LOADTESTS = Path(driver.locustfile()).parent
@@ -238,6 +240,40 @@ def test_gathering_counts_times_from_the_first_worker(tmp_path):
     raw = driver.gather(tmp_path)
     assert [s.sent for s in raw.samples] == [1.0, 1.5]
     assert [w.started for w in raw.workers] == [0.0, 0.5]
+
+
+def test_several_workers_are_a_master_with_processes_at_a_port_of_their_own():
+    assert "--processes" not in driver.argv(CONCURRENT)
+    argv = driver.argv(CONCURRENT, workers=3)
+
+    def value(flag):
+        return argv[argv.index(flag) + 1]
+
+    assert value("--processes") == "3"
+    assert value("--users") == "8"
+    assert value("--master-port") == value("--master-bind-port") != "5557"
+    assert value("--master-host") == value("--master-bind-host") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("workload", "users"), [(CONCURRENT, "8 users"), (LoadTest(), "1 user")])
+def test_workers_cannot_be_more_than_users(workload, users, tmp_path):
+    with pytest.raises(UsageError, match=f"9 load workers cannot share {users}"):
+        loadtest.run("http://127.0.0.1:1", workload, tmp_path, workers=9)
+
+
+def test_a_lost_worker_makes_no_result(tmp_path, monkeypatch):
+    def locust(*_, **__):
+        report = {"started": 1.0, "stopping": 9.0, "lag_ms_p99": 1.0, "cpu_percent_max": 2.0}
+        (tmp_path / "worker-1.json").write_text(json.dumps(report))
+        (tmp_path / "samples-1.jsonl").write_text(json.dumps(sample().as_json()) + "\n")
+
+    monkeypatch.setattr(driver.process, "run", locust)
+    known = dict.fromkeys(("run_id", "endpoint", "model"), "")
+    known["folder"] = str(tmp_path)
+    with SILENT.step("") as step:
+        assert len(driver.drive(CONCURRENT, known, step, None).workers) == 1
+        with pytest.raises(LoadTestError, match="1 of 2 workers came to their end"):
+            driver.drive(CONCURRENT, known, step, None, workers=2)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

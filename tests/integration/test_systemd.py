@@ -1,0 +1,239 @@
+"""The systemd unit, judged by systemd; the notify protocol with a real server; a real service.
+
+The service runs under a systemd that is process 1 of namespaces made for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from command_line import DEPLOYER, environment, home_beside, must
+from guard import REPOSITORY
+from made_up_bundle import deployment
+from private_systemd import USER_ID, PrivateSystemd, booted
+
+from deployer.artifacts import Bundle
+from deployer.exporting import systemd
+from deployer.home import Home
+
+ANALYZE = shutil.which("systemd-analyze")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(ANALYZE is None, reason="needs systemd: apt-get install systemd"),
+]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama.cpp": ("llama.cpp", {}),
+    "estimated": ("llama.cpp", {"measured": False}),
+    "keys": ("llama.cpp", {"options": {"host": "0.0.0.0", "key_secret": "/etc/deployer/a b%"}}),
+    "arguments": ("llama.cpp", {"serve": {"extra_args": ("--x", '{"a": "b c%$d;"}')}}),
+    "vllm": ("vllm", {}),
+    "vllm-gpu": ("vllm", {"device": "cuda"}),
+    "transformers": ("transformers", {}),
+}
+
+
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ANALYZE), *map(str, arguments)], capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_systemd_finds_nothing_wrong_and_little_exposed(name: str, tmp_path: Path) -> None:
+    engine, how = VARIANTS[name]
+    files = systemd.render(deployment(engine, **how))
+    (unit,) = (file for file in files if file.endswith(".service"))
+    # The program need not be where the unit will find it for this to be asked.
+    text = files[unit].replace(systemd.PROGRAM, "/bin/true")
+    (tmp_path / unit).write_text(text, encoding="utf-8")
+    verified = analyze("verify", tmp_path / unit)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    judged = analyze("security", "--offline=true", "--threshold=30", "--no-pager", tmp_path / unit)
+    assert judged.returncode == 0, judged.stdout
+    print(judged.stdout.strip().splitlines()[-1])
+
+
+def test_systemd_does_find_what_is_wrong(tmp_path: Path) -> None:
+    (text,) = (t for n, t in systemd.render(deployment()).items() if n.endswith(".service"))
+    broken = tmp_path / "deployer-x.service"
+    broken.write_text(text.replace("NotifyAccess", "NotifyAcess"), encoding="utf-8")
+    assert "'NotifyAcess'" in analyze("verify", broken).stderr
+    bare = "".join(f"{line}\n" for line in text.splitlines() if not line.startswith("SystemCall"))
+    broken.write_text(bare.replace("CapabilityBoundingSet=", "#"), encoding="utf-8")
+    security = ("security", "--offline=true", "--threshold=30", "--no-pager")
+    assert analyze(*security, broken).returncode != 0
+
+
+@pytest.fixture
+def heard() -> Iterator[socket.socket]:
+    with (
+        tempfile.TemporaryDirectory(prefix="notify-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener,
+    ):
+        listener.bind(str(Path(folder) / "s"))
+        yield listener
+
+
+def messages(heard: socket.socket, seconds: float, until: str = "") -> list[str]:
+    """The assignments that came within so many seconds, at most up to the one named."""
+    found: list[str] = []
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0 and until not in found:
+        heard.settimeout(left)
+        try:
+            found += heard.recv(4096).decode().split("\n")
+        except TimeoutError:
+            break
+    return found
+
+
+@pytest.fixture
+def serving(
+    home: Home, demo_bundle: Bundle, tmp_path: Path, heard: socket.socket
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`deployer serve` in the foreground, as systemd would start it, with a watchdog of 3 s."""
+    own = home_beside(home, tmp_path / "home")
+    asked = {"NOTIFY_SOCKET": heard.getsockname(), "WATCHDOG_USEC": "3000000"}
+    settings = ("port=0", "context=256", "parallel=2", "threads=1", "server=xllamacpp")
+    words = [word for each in settings for word in ("--set", f"serve.{each}")]
+    with (tmp_path / "serve.log").open("wb") as log:
+        child = subprocess.Popen(
+            [str(DEPLOYER), "serve", str(demo_bundle.root), *words], env=environment(own, asked),
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_ready_alive_hung_alive_again_and_stopping(
+    heard: socket.socket, serving: subprocess.Popen[bytes]
+) -> None:
+    """Process 1 in this play is the test."""
+    begun = messages(heard, 90, until="READY=1")
+    assert "STATUS=starting" in begun and begun[-1].startswith("STATUS=ready: ")
+    said = messages(heard, 10, until="WATCHDOG=1")
+    assert said[-1] == "WATCHDOG=1"
+
+    (engine,) = psutil.Process(serving.pid).children()
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & engine.environ().keys()
+    engine.send_signal(signal.SIGSTOP)
+    messages(heard, 1.5)  # one may be under way
+    assert "WATCHDOG=1" not in messages(heard, 3.5), "systemd would have ended it by now"
+    engine.send_signal(signal.SIGCONT)
+    assert "WATCHDOG=1" in messages(heard, 15, until="WATCHDOG=1")
+
+    serving.send_signal(signal.SIGTERM)
+    assert "STOPPING=1" in messages(heard, 5, until="STOPPING=1")
+    assert serving.wait(20) == 0
+
+
+HIDDEN = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")
+"""What the unit's own rights hide: where this machine has deployer there, the test shows it."""
+
+
+def drop_in(home: Home) -> str:
+    """What only this machine needs: a short watchdog, and deployer where users have it."""
+    places = {Path(sys.base_prefix), Path(sys.prefix), REPOSITORY, home.root}
+    hidden = sorted(str(place) for place in places if str(place).startswith(HIDDEN))
+    shown = f"ProtectHome=tmpfs\nBindReadOnlyPaths={' '.join(hidden)}\n" if hidden else ""
+    return (
+        "[Service]\nWatchdogSec=6\nRestartSec=1\n"  # below: there is no journal
+        f"StandardOutput=append:/var/lib/said.log\nStandardError=inherit\n{shown}"
+    )
+
+
+@pytest.fixture
+def service(
+    home: Home, demo_bundle: Bundle, tmp_path: Path
+) -> Iterator[tuple[PrivateSystemd, str, str]]:
+    """(systemd, the unit, the server's URL): exported by the command, installed, not started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    must(
+        "export", demo_bundle.root, "--to", "systemd", "--estimate", "--port", str(port),
+        "--model", "/var/lib/deployer/model", "-o", tmp_path / "out",
+        home=home_beside(home, tmp_path / "home"),
+    )  # fmt: skip
+    (source,) = (tmp_path / "out").glob("*.service")
+    with booted(tmp_path / "systemd", systemd.USER) as manager:
+        text = source.read_text("utf-8").replace(systemd.PROGRAM, str(DEPLOYER))
+        (manager.units / source.name).write_text(text, encoding="utf-8")
+        (manager.units / f"{source.name}.d").mkdir()
+        (manager.units / f"{source.name}.d" / "test.conf").write_text(drop_in(home))
+        state = manager.lib / "deployer"
+        state.mkdir()
+        shutil.copytree(demo_bundle.root, state / "model")
+        (state / "toolchains").symlink_to(home.toolchains)
+        os.chown(state, USER_ID, USER_ID)
+        manager.systemctl("daemon-reload")
+        yield manager, source.name, f"http://127.0.0.1:{port}"
+
+
+def ask(url: str) -> str:
+    question = {"role": "user", "content": "What is the capital city of France?"}
+    body = {"messages": [question], "max_tokens": 24, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def engine_of(manager: PrivateSystemd) -> psutil.Process:
+    """The engine's process, as this machine numbers it."""
+    (engine,) = (
+        process
+        for process in psutil.Process(manager.pid).children(recursive=True)
+        if "--ctx-size" in process.cmdline()
+    )
+    return engine
+
+
+def test_a_real_service_is_ready_confined_watched_and_stops(
+    service: tuple[PrivateSystemd, str, str],
+) -> None:
+    manager, unit, url = service
+    started = manager.systemctl("start", unit)
+    said = "\n".join(path.read_text() for path in manager.lib.rglob("*.log"))
+    assert started.returncode == 0, started.stderr + said
+    assert "Paris" in ask(url), "ready when systemctl came back"
+    assert manager.show(unit, "StatusText").startswith("ready: ")
+
+    engine = engine_of(manager)
+    facts = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines()
+        if ":\t" in line
+    )
+    assert (facts["NoNewPrivs"], facts["Seccomp"], int(facts["CapEff"], 16)) == ("1", "2", 0)
+    assert engine.uids().real == USER_ID
+
+    engine.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while manager.show(unit, "NRestarts") != "1" or manager.show(unit, "SubState") != "running":
+        assert time.monotonic() < deadline, manager.systemctl("status", unit).stdout
+        time.sleep(0.2)
+    assert engine_of(manager).pid != engine.pid
+    assert "Paris" in ask(url), "the watchdog ended the hung one, and another was started"
+
+    assert manager.systemctl("stop", unit).returncode == 0
+    assert manager.show(unit, "Result") == "success"
+    with pytest.raises(httpx.ConnectError):
+        ask(url)
