@@ -15,8 +15,8 @@ class Footprint(Record):
     `memory_bytes` is the most main memory the server's processes held with `parallel` requests
     running at once. `ready_seconds` is the time from the start to the first token,
     `stop_seconds` that from SIGTERM to the end of an idle server. `threads` computed, `context`
-    is what a request may hold. `server` and `version` are those that were started; `machine` is
-    its processor. `requests` were answered meanwhile.
+    is what a request may hold. `server` was started, `version` names the release it was made
+    of, "" for an installed one; `machine` is its processor. `requests` were answered meanwhile.
     """
 
     digest: str
@@ -40,4 +40,5 @@ class Footprint(Record):
         """Where the figures come from, in a few words."""
         if not self.measured:
             return "an estimate: weights, key-value cache and buffers added up; nothing was started"
-        return f"measured {self.taken} with {self.server} {self.version} on {self.machine}"
+        server = f"{self.server} ({self.version})" if self.version else self.server
+        return f"measured {self.taken} with the server {server} on {self.machine}"

@@ -107,7 +107,7 @@ def footprint(of: Manifest, measured: bool = True, **changes: Any) -> Footprint:
         "stop_seconds": 0.3 if measured else None,
         "requests": serve["parallel"] if measured else 0,
         "server": {"llama.cpp": "xllamacpp"}.get(of.engine, of.engine),
-        "version": next(reversed(of.tools.values())),
+        "version": " ".join(next(reversed(of.tools.items()))),
         "device": of.plan["device"],
         "context": serve["context"],
         "parallel": serve["parallel"],

@@ -168,8 +168,7 @@ def _own(
 
 def _prompt_cache(deployment: Deployment) -> tuple[str, ...]:
     """Bound the server's cache of old prompts, else 8 GiB, to half of what the limit leaves."""
-    spare = sizing.memory_limit(deployment).value - deployment.footprint.memory_bytes
-    return ("--cache-ram", str(spare // 2 // sizing.MIB))
+    return ("--cache-ram", str(sizing.prompt_cache(deployment).value // sizing.MIB))
 
 
 def _env(env: Mapping[str, str]) -> dict[str, str]:

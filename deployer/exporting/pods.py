@@ -131,7 +131,7 @@ def pre_stop(of: Server) -> Figure:
     return Figure(
         PRE_STOP + drain.value,
         f"{PRE_STOP} s until the cluster sends no new request here, then {drain.value} s to "
-        "drain, since this server ends at once when it gets SIGTERM",
+        "drain, since this server cuts running requests off when it gets SIGTERM",
     )
 
 

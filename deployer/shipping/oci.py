@@ -12,6 +12,7 @@ owners: the same bundle gives the same digest. They are not compressed, since we
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -107,9 +108,13 @@ def write(bundle: Bundle, folder: Path, progress: Progress) -> Written:
     """
     layers = _layers(bundle)
     total = sum(_tar_size(layer) for layer in layers)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        _require_space(folder.absolute().parent, total)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+            shutil.rmtree(leftover)  # of an export that was killed
+        _require_space(folder.parent, total)
         with progress.step("Writing the image layout") as step:
             written = _fill(partial, bundle, layers, step, total)
         partial.rename(folder)

@@ -1,8 +1,8 @@
 """Collect the packages that serving a bundle needs where there is no network.
 
-pip fetches them, since uv cannot: deployer's own dependencies in the versions that run here, those of a toolchain
-as its lock names them, hash by hash. What was fetched stays in the cache for the next export, and
-is for this platform and Python.
+pip fetches them, since uv cannot: deployer's own dependencies in the versions that run here, those
+of a toolchain as its lock names them, hash by hash. What was fetched stays in the cache for the
+next export, and is for this platform and Python.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _measured(
         stop_seconds=round(stopped, 3),
         requests=answered,
         server=record.server,
-        version=str(known["version"]).rpartition(" ")[2],
+        version=str(known["version"]),
         device=device,
         context=serve.context,
         parallel=serve.parallel,

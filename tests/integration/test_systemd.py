@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,28 +160,33 @@ def drop_in(home: Home) -> str:
     )
 
 
-@pytest.fixture
+@contextmanager
 def service(
-    home: Home, demo_bundle: Bundle, tmp_path: Path
+    bundle: Bundle, home: Home, tmp_path: Path, *more: str
 ) -> Iterator[tuple[PrivateSystemd, str, str]]:
-    """(systemd, the unit, the server's URL): exported by the command, installed, not started."""
+    """(systemd, the unit, the server's URL): exported by the command, installed, not started.
+
+    `more` is added to the unit's command.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     must(
-        "export", demo_bundle.root, "--to", "systemd", "--estimate", "--port", str(port),
+        "export", bundle.root, "--to", "systemd", "--estimate", "--port", str(port),
         "--model", "/var/lib/deployer/model", "-o", tmp_path / "out",
         home=home_beside(home, tmp_path / "home"),
     )  # fmt: skip
     (source,) = (tmp_path / "out").glob("*.service")
     with booted(tmp_path / "systemd", systemd.USER) as manager:
         text = source.read_text("utf-8").replace(systemd.PROGRAM, str(DEPLOYER))
+        for line in [line for line in text.splitlines() if line.startswith("ExecStart=") and more]:
+            text = text.replace(line, " ".join((line, *more)))
         (manager.units / source.name).write_text(text, encoding="utf-8")
         (manager.units / f"{source.name}.d").mkdir()
         (manager.units / f"{source.name}.d" / "test.conf").write_text(drop_in(home))
         state = manager.lib / "deployer"
         state.mkdir()
-        shutil.copytree(demo_bundle.root, state / "model")
+        shutil.copytree(bundle.root, state / "model")
         (state / "toolchains").symlink_to(home.toolchains)
         os.chown(state, USER_ID, USER_ID)
         manager.systemctl("daemon-reload")
@@ -196,27 +202,24 @@ def ask(url: str) -> str:
     return text
 
 
-def engine_of(manager: PrivateSystemd) -> psutil.Process:
-    """The engine's process, as this machine numbers it."""
-    (engine,) = (
+def engine_of(manager: PrivateSystemd, mark: str) -> psutil.Process:
+    """The engine's process, as this machine numbers it: the first whose command has `mark`."""
+    return next(
         process
         for process in psutil.Process(manager.pid).children(recursive=True)
-        if "--ctx-size" in process.cmdline()
+        if any(mark in word for word in process.cmdline())
     )
-    return engine
 
 
-def test_a_real_service_is_ready_confined_watched_and_stops(
-    service: tuple[PrivateSystemd, str, str],
-) -> None:
-    manager, unit, url = service
-    started = manager.systemctl("start", unit)
+def start(manager: PrivateSystemd, unit: str, seconds: float = 120) -> None:
+    """Start the unit; `systemctl` comes back once it is ready."""
+    started = manager.systemctl("start", unit, seconds=seconds)
     said = "\n".join(path.read_text() for path in manager.lib.rglob("*.log"))
     assert started.returncode == 0, started.stderr + said
-    assert "Paris" in ask(url), "ready when systemctl came back"
     assert manager.show(unit, "StatusText").startswith("ready: ")
 
-    engine = engine_of(manager)
+
+def check_confined(engine: psutil.Process) -> None:
     facts = dict(
         line.split(":\t", 1)
         for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines()
@@ -225,15 +228,46 @@ def test_a_real_service_is_ready_confined_watched_and_stops(
     assert (facts["NoNewPrivs"], facts["Seccomp"], int(facts["CapEff"], 16)) == ("1", "2", 0)
     assert engine.uids().real == USER_ID
 
-    engine.send_signal(signal.SIGSTOP)
-    deadline = time.monotonic() + 60
-    while manager.show(unit, "NRestarts") != "1" or manager.show(unit, "SubState") != "running":
-        assert time.monotonic() < deadline, manager.systemctl("status", unit).stdout
-        time.sleep(0.2)
-    assert engine_of(manager).pid != engine.pid
-    assert "Paris" in ask(url), "the watchdog ended the hung one, and another was started"
 
+def check_stops(manager: PrivateSystemd, unit: str, url: str) -> None:
     assert manager.systemctl("stop", unit).returncode == 0
     assert manager.show(unit, "Result") == "success"
     with pytest.raises(httpx.ConnectError):
         ask(url)
+
+
+def test_a_real_service_is_ready_confined_watched_and_stops(
+    demo_bundle: Bundle, home: Home, tmp_path: Path
+) -> None:
+    with service(demo_bundle, home, tmp_path) as (manager, unit, url):
+        start(manager, unit)
+        assert "Paris" in ask(url)
+        engine = engine_of(manager, "--ctx-size")
+        check_confined(engine)
+
+        engine.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+        while manager.show(unit, "NRestarts") != "1" or manager.show(unit, "SubState") != "running":
+            assert time.monotonic() < deadline, manager.systemctl("status", unit).stdout
+            time.sleep(0.2)
+        assert engine_of(manager, "--ctx-size").pid != engine.pid
+        assert "Paris" in ask(url), "the watchdog ended the hung one, and another was started"
+        check_stops(manager, unit, url)
+
+
+@pytest.mark.skipif(
+    not os.environ.get("DEPLOYER_SLOW_TESTS"),
+    reason="takes minutes: DEPLOYER_SLOW_TESTS=1 pytest tests/integration/test_systemd.py",
+)
+@pytest.mark.timeout(900)
+def test_a_real_service_of_vllm_lives_with_its_rights(home: Home, tmp_path: Path) -> None:
+    beside = home_beside(home, tmp_path / "built", "store", "bundles")
+    recipe = REPOSITORY / "recipes" / "smollm2-bf16.yaml"
+    bundle = Bundle.read(Path(must("build", recipe, home=beside)["bundle"]))
+    settings = ("vllm.eager=true", "context=512", "parallel=2")
+    more = [word for each in settings for word in ("--set", f"serve.{each}")]
+    with service(bundle, home, tmp_path, *more) as (manager, unit, url):
+        start(manager, unit, seconds=600)
+        assert "Paris" in ask(url)
+        check_confined(engine_of(manager, "serve_vllm"))
+        check_stops(manager, unit, url)

@@ -39,7 +39,7 @@ def test_the_command_serves_the_bundle_with_what_was_measured() -> None:
         "serve.port": "9000",
         "serve.server": "xllamacpp",
         "serve.ready_timeout": "60",
-        "serve.extra_args": '["--cache-ram", "0"]',
+        "serve.extra_args": '["--cache-ram", "128"]',
     }
 
 
@@ -63,14 +63,14 @@ def test_comments_say_where_a_figure_comes_from() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ((), '["--cache-ram", "0"]'),
+        ((), '["--cache-ram", "128"]'),
         (("--cache-ram", "512"), None),
         (("-cram=512",), None),
         (("--chat-template-kwargs", '{"a b": 1}'),
-         '["--chat-template-kwargs", "{\\"a b\\": 1}", "--cache-ram", "0"]'),
+         '["--chat-template-kwargs", "{\\"a b\\": 1}", "--cache-ram", "128"]'),
     ],
 )  # fmt: skip
-def test_the_cache_of_old_prompts_is_off_unless_the_recipe_bounds_it(
+def test_the_cache_of_old_prompts_is_bounded(
     given: tuple[str, ...], expected: str | None
 ) -> None:
     assert overrides(deployment(serve={"extra_args": given})).get("serve.extra_args") == expected

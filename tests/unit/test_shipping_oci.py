@@ -205,6 +205,14 @@ def test_a_folder_that_is_there_is_kept(bundle: Bundle, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "layout"]
 
 
+def test_what_a_killed_export_left_is_deleted(bundle: Bundle, tmp_path: Path) -> None:
+    left = tmp_path / "new" / ".layout.1234.partial"
+    left.mkdir(parents=True)
+    (left / "blob").write_bytes(b"half")
+    oci.write(bundle, tmp_path / "new" / "layout", SILENT)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["layout"]
+
+
 def test_a_full_disk_is_told_before_anything_is_written(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
