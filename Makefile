@@ -10,7 +10,7 @@ export DEPLOYER_HOME ?= $(CURDIR)/.deployer
 export UV_CACHE_DIR ?= $(DEPLOYER_HOME)/cache/uv
 DEMO := recipes/smollm2-q4_0.yaml
 # PACKAGE=PROGRAM
-DEBIAN := skopeo=skopeo umoci=umoci buildah=buildah docker-registry=docker-registry systemd=systemd-analyze iproute2=ip
+DEBIAN := skopeo=skopeo umoci=umoci buildah=buildah docker-registry=docker-registry systemd=systemd-analyze iproute2=ip openssl=openssl docker-compose=docker-compose
 
 .PHONY: help setup tools demo check test loadtest bench clean
 

@@ -1,7 +1,9 @@
 """Hashes of large files, remembered by what identifies a file's content on disk.
 
-A file that has the same device, inode, size and modification time as when it was hashed is taken
-to be the same, so that a second build of a 16 GB checkpoint starts at once.
+A file that has the same device, inode, size, modification and change time as when it was hashed is
+taken to be the same, so that a second build of a 16 GB checkpoint starts at once. The change time
+is the kernel's own: a file that was unpacked in the place of another one may have its inode and any
+modification time it likes.
 """
 
 from __future__ import annotations
@@ -38,21 +40,31 @@ class DigestMemo:
 
     def knows(self, path: Path) -> bool:
         """Whether a file was hashed before and is unchanged."""
-        return file_identity(path) in self.known
+        return _identity(path) in self.known
 
     def forget(self, path: Path) -> None:
         """Let a file be hashed anew when it is asked for next."""
-        self.known.pop(file_identity(path), None)
+        self.known.pop(_identity(path), None)
 
     def digest(self, path: Path, hashed: Callable[[Path], str] | None = None) -> str:
         """SHA-256 of a file, from memory where the file is unchanged, else by `hashed`."""
-        identity = file_identity(path)
+        identity = _identity(path)
         if identity in self.known:
             return self.known[identity]
         digest = (hashed or file_digest)(path)
-        if time.time() - path.stat().st_mtime > SETTLED_SECONDS:
+        if _identity(path) == identity and time.time() - _touched(path) > SETTLED_SECONDS:
             self.known[identity] = digest
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.path, json.dumps(self.known))
         return digest
+
+
+def _identity(path: Path) -> str:
+    return f"{file_identity(path)}:{path.stat().st_ctime_ns}"
+
+
+def _touched(path: Path) -> float:
+    """When a file, or what is told of it, was changed last; seconds since the epoch."""
+    status = path.stat()
+    return max(status.st_mtime, status.st_ctime)

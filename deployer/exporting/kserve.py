@@ -22,7 +22,7 @@ from deployer.exporting.yaml_text import Path, Spec, document, file, under
 
 CONTAINER = "main"
 """The container of KServe's presets that ours is merged into."""
-SCHEMES = ("oci", "pvc", "hf", "s3")
+SCHEMES = ("oci", "oci+native", "pvc", "hf", "s3")
 _BY_KSERVE = frozenset({
     "--model", "--served-model-name", "--host", "--port", "--pipeline-parallel-size",
 })  # fmt: skip

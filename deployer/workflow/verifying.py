@@ -115,9 +115,11 @@ def require_whole(bundle: Bundle, home: Home, progress: Progress, key: Path | No
 
 def _hint(checked: Checked, key: Path | None) -> str:
     only_signature = all(fault.file == SIGNATURE for fault in checked.faults)
-    if key is not None and checked.signature.state == "none" and only_signature:
-        return f"Sign it: deployer sign {checked.manifest.name if checked.manifest else 'BUNDLE'}"
-    return REBUILD
+    if key is None or not only_signature:
+        return REBUILD
+    if checked.signature.state == "none":
+        return "Whoever made it can sign it: deployer sign BUNDLE --key PRIVATE.pem"
+    return "Give --key the public key of whoever signed it; else do not trust the bundle."
 
 
 @dataclass(frozen=True)

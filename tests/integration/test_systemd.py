@@ -193,13 +193,15 @@ def service(
         yield manager, source.name, f"http://127.0.0.1:{port}"
 
 
-def ask(url: str) -> str:
+def ask(url: str, path: str = "/v1/chat/completions") -> str:
+    """What it says to the capital of France: asked in a chat, or as a text to go on with."""
     question = {"role": "user", "content": "What is the capital city of France?"}
-    body = {"messages": [question], "max_tokens": 24, "temperature": 0}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+    body = {"messages": [question], "prompt": "The capital of France is"}
+    given = "messages" if "chat" in path else "prompt"
+    request = {given: body[given], "max_tokens": 24, "temperature": 0}
+    answer = httpx.post(f"{url}{path}", json=request, timeout=60, trust_env=False)
     assert answer.status_code == 200, answer.text
-    text: str = answer.json()["choices"][0]["message"]["content"]
-    return text
+    return answer.text
 
 
 def engine_of(manager: PrivateSystemd, mark: str) -> psutil.Process:
@@ -268,6 +270,6 @@ def test_a_real_service_of_vllm_lives_with_its_rights(home: Home, tmp_path: Path
     more = [word for each in settings for word in ("--set", f"serve.{each}")]
     with service(bundle, home, tmp_path, *more) as (manager, unit, url):
         start(manager, unit, seconds=600)
-        assert "Paris" in ask(url)
+        assert "Paris" in ask(url, "/v1/completions")
         check_confined(engine_of(manager, "serve_vllm"))
         check_stops(manager, unit, url)

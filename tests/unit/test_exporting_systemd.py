@@ -70,9 +70,7 @@ def test_comments_say_where_a_figure_comes_from() -> None:
          '["--chat-template-kwargs", "{\\"a b\\": 1}", "--cache-ram", "128"]'),
     ],
 )  # fmt: skip
-def test_the_cache_of_old_prompts_is_bounded(
-    given: tuple[str, ...], expected: str | None
-) -> None:
+def test_the_cache_of_old_prompts_is_bounded(given: tuple[str, ...], expected: str | None) -> None:
     assert overrides(deployment(serve={"extra_args": given})).get("serve.extra_args") == expected
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from deployer import memo as module
 from deployer.artifacts import file_digest
-from deployer.memo import SETTLED_SECONDS, DigestMemo
+from deployer.memo import DigestMemo
 
 
 @pytest.fixture
@@ -26,16 +26,20 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return read
 
 
-def settled(path: Path, text: str = "weights") -> Path:
-    """A file that was written a while ago."""
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files were written long enough ago."""
+    monkeypatch.setattr(module, "SETTLED_SECONDS", -1.0)
+
+
+def written(path: Path, text: str = "weights") -> Path:
     path.write_text(text, encoding="utf-8")
-    before = path.stat().st_mtime_ns - 10 * int(SETTLED_SECONDS * 1e9)
-    os.utime(path, ns=(before, before))
     return path
 
 
+@pytest.mark.usefixtures("later")
 def test_a_file_is_hashed_once(tmp_path: Path, hashed: list[Path]) -> None:
-    path = settled(tmp_path / "model.gguf")
+    path = written(tmp_path / "model.gguf")
     for _ in range(3):
         memo = DigestMemo.load(tmp_path / "cache" / "digests.json")
         assert memo.digest(path) == file_digest(path)
@@ -43,8 +47,9 @@ def test_a_file_is_hashed_once(tmp_path: Path, hashed: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "size", "time"])
+@pytest.mark.usefixtures("later")
 def test_a_changed_file_is_hashed_again(tmp_path: Path, hashed: list[Path], change: str) -> None:
-    path = settled(tmp_path / "model.gguf")
+    path = written(tmp_path / "model.gguf")
     memo = DigestMemo.load(tmp_path / "digests.json")
     memo.digest(path)
     match change:
@@ -60,9 +65,10 @@ def test_a_changed_file_is_hashed_again(tmp_path: Path, hashed: list[Path], chan
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": 1', "\x00"])
+@pytest.mark.usefixtures("later")
 def test_a_damaged_memory_is_forgotten(tmp_path: Path, hashed: list[Path], content: str) -> None:
     (tmp_path / "digests.json").write_text(content, encoding="utf-8")
-    path = settled(tmp_path / "model.gguf")
+    path = written(tmp_path / "model.gguf")
     assert DigestMemo.load(tmp_path / "digests.json").digest(path) == file_digest(path)
     assert isinstance(json.loads((tmp_path / "digests.json").read_text("utf-8")), dict)
 
@@ -90,11 +96,27 @@ def test_a_file_that_was_written_just_now_is_not_remembered(
     assert memo.digest(path) == file_digest(path) != before
 
 
+@pytest.mark.usefixtures("later")
 def test_a_file_can_be_forgotten_and_hashed_by_another_function(tmp_path: Path) -> None:
-    path = settled(tmp_path / "model.gguf")
+    path = written(tmp_path / "model.gguf")
     memo = DigestMemo.load(tmp_path / "digests.json")
     assert memo.digest(path, lambda each: f"digest of {each.name}") == "digest of model.gguf"
     assert memo.knows(path)
     memo.forget(path)
     assert not memo.knows(path)
     assert memo.digest(path) == file_digest(path)
+
+
+@pytest.mark.usefixtures("later")
+def test_another_file_in_its_place_with_its_time_is_hashed_again(tmp_path: Path) -> None:
+    """As when two archives are unpacked one after the other: they restore times, inodes recur."""
+    path = written(tmp_path / "model.gguf")
+    os.utime(path, (0, 0))
+    memo = DigestMemo.load(tmp_path / "digests.json")
+    before, inode = memo.digest(path), path.stat().st_ino
+    with path.open("r+b") as stream:
+        stream.write(b"W")
+    os.utime(path, (0, 0))
+    assert path.stat().st_ino == inode
+    assert not memo.knows(path)
+    assert memo.digest(path) == file_digest(path) != before

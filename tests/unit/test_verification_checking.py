@@ -26,8 +26,9 @@ from bundle_files import (
 from hypothesis import given
 from hypothesis import strategies as some
 
-from deployer.artifacts import MANIFEST, SBOM, SIGNATURE, Manifest
-from deployer.memo import SETTLED_SECONDS, DigestMemo
+from deployer import memo as memo_module
+from deployer.artifacts import MANIFEST, SBOM, SIGNATURE, Manifest, file_identity
+from deployer.memo import DigestMemo
 from deployer.progress import Silent
 from deployer.verification import Authentic, Check, Checked, Examined
 from deployer.verification import digests as digests_module
@@ -61,11 +62,10 @@ def sign(root: Path, change: Callable[[Any], Any] = lambda value: value) -> None
     put(root, SIGNATURE, signature_text(change(statement(digests_of(root)))))
 
 
-def settle(root: Path) -> None:
-    """Let all files be a while old, as those are that are remembered."""
-    for path in root.iterdir():
-        before = path.stat().st_mtime_ns - int(5 * SETTLED_SECONDS * 1e9)
-        os.utime(path, ns=(before, before))
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files were written long enough ago to be remembered."""
+    monkeypatch.setattr(memo_module, "SETTLED_SECONDS", -1.0)
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "vllm", "transformers"])
@@ -398,8 +398,8 @@ def remembering(root: Path, **options: Any) -> tuple[Check, list[Path]]:
     return made, looked
 
 
+@pytest.mark.usefixtures("later")
 def test_what_is_unchanged_is_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle(root)
     first, looked = remembering(root)
     steps = Steps()
     assert first(root, steps).faults == ()
@@ -417,8 +417,10 @@ def test_what_is_unchanged_is_not_read_again(root: Path, monkeypatch: pytest.Mon
     assert (looked, steps.titles) == ([], [])
 
 
-def test_a_full_check_believes_no_memory(root: Path) -> None:
-    settle(root)
+@pytest.mark.usefixtures("later")
+def test_a_full_check_believes_no_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that keeps no time of its own, a change may leave no trace."""
+    monkeypatch.setattr(memo_module, "_identity", file_identity)
     first, _ = remembering(root)
     assert first(root).faults == ()
     path = root / "model.gguf"
@@ -426,7 +428,7 @@ def test_a_full_check_believes_no_memory(root: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    os.utime(path, ns=times)  # a change that leaves no trace but the bytes
+    os.utime(path, ns=times)
     again, _ = remembering(root)
     assert again(root).faults == ()
     full, _ = remembering(root, full=True)
