@@ -40,7 +40,7 @@ check: setup  ## lint, types, import contracts and unit tests, in under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n auto --dist worksteal -m "not integration"
+	$(BIN)/pytest -q -n auto --dist worksteal -p no:locust -p no:anyio -m "not integration" tests/unit tests/contract
 
 tools:  ## install the Debian programs that check what `deployer export` writes; needs root
 	@missing=; for each in $(DEBIAN); do command -v $${each#*=} >/dev/null || missing="$$missing $${each%=*}"; done; \

@@ -14,7 +14,7 @@ import pytest
 from model_files import F16, Q4_0, Tensor, gguf
 from stage_doubles import FakeContext, scored
 
-from deployer import serving
+from deployer import quality, serving
 from deployer.artifacts import MANIFEST, Bundle
 from deployer.errors import (
     LoadTestError,
@@ -66,6 +66,12 @@ class Workers:
         self.ran.append("score " + ("smaller" if content == SMALLER else "source"))
         self.texts.append(request["text"])
         return scored(request, self.perplexity[content])
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are test_quality's matter; here they would take half of the time."""
+    monkeypatch.setattr(quality.interval, "__defaults__", (100,))
 
 
 @pytest.fixture
