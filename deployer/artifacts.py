@@ -184,14 +184,20 @@ class Manifest(Record):
         return tuple(name for name in names if name.upper().startswith(_LICENCES))
 
     @property
+    def full_name(self) -> str:
+        """The name with the beginning of the digest: what an export of the bundle is called."""
+        return f"{self.name}-{self.digest[:12]}"
+
+    @property
     def weights_bytes(self) -> int:
         """Size of the weights' files alone."""
-        return sum(
-            entry.size
-            for entry in self.files
-            if entry.path == self.weights
-            or (self.weights == FOLDER and entry.path.endswith(".safetensors"))
-        )
+        return sum(entry.size for entry in self.files if self.holds_weights(entry))
+
+    def holds_weights(self, entry: FileEntry) -> bool:
+        """Whether one of the files is a file of weights."""
+        if self.weights == FOLDER:
+            return entry.path.endswith(".safetensors")
+        return entry.path == self.weights
 
 
 @dataclass(frozen=True)

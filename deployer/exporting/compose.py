@@ -208,9 +208,9 @@ def _notes(deployment: Deployment, made: Container) -> dict[yaml_text.Path, str]
 
 def _bundle_folder(deployment: Deployment) -> str:
     """The folder on the machine that runs it: what `--to tar` unpacks to, beside the file."""
-    manifest, model = deployment.manifest, deployment.options.model
+    model = deployment.options.model
     if model is None:
-        return f"./{manifest.name}-{manifest.digest[:12]}"
+        return f"./{deployment.manifest.full_name}"
     if "://" in model:
         raise PlanError(
             f"a Compose file takes the bundle from a folder, not from {model}",

@@ -25,7 +25,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deployer.artifacts import (
-    FOLDER,
     MANIFEST,
     SIGNATURE,
     Bundle,
@@ -193,19 +192,13 @@ def _config(
 def _layers(bundle: Bundle) -> list[tuple[FileEntry, ...]]:
     """The bundle's files by layer: weights first, all small files last."""
     manifest = bundle.manifest
-    weights = [entry for entry in manifest.files if _is_weights(entry, manifest)]
-    small = [entry for entry in manifest.files if not _is_weights(entry, manifest)]
+    weights = [entry for entry in manifest.files if manifest.holds_weights(entry)]
+    small = [entry for entry in manifest.files if not manifest.holds_weights(entry)]
     small += [_entry(bundle.root, name) for name in (MANIFEST, SIGNATURE)
               if name == MANIFEST or (bundle.root / name).exists()]  # fmt: skip
     each = max(1, math.ceil(len(weights) / LAYERS_OF_WEIGHTS))
     shared = [tuple(weights[first : first + each]) for first in range(0, len(weights), each)]
     return [*shared, tuple(sorted(small, key=lambda entry: entry.path))]
-
-
-def _is_weights(entry: FileEntry, manifest: Manifest) -> bool:
-    if manifest.weights == FOLDER:
-        return entry.path.endswith(".safetensors")
-    return entry.path == manifest.weights
 
 
 def _entry(root: Path, name: str) -> FileEntry:

@@ -52,11 +52,6 @@ class _Entry:
         return self.source.open("rb")
 
 
-def top_folder(bundle: Bundle) -> str:
-    """The one folder that an archive of the bundle unpacks to."""
-    return f"{bundle.manifest.name}-{bundle.manifest.digest[:12]}"
-
-
 def write(
     bundle: Bundle,
     target: Path,
@@ -77,7 +72,7 @@ def write(
         target.parent.mkdir(parents=True, exist_ok=True)
         _require_space(target, needed)
         with progress.step(f"Writing {target.name}") as step:
-            written = _write_whole(top_folder(bundle), entries, target, step)
+            written = _write_whole(bundle.manifest.full_name, entries, target, step)
         write_atomically(_sums(target), f"{written.sha256}  {target.name}\n")
     except OSError as error:
         said = ": ".join(str(part) for part in (error.filename, error.strerror) if part)

@@ -23,9 +23,6 @@ from deployer.workflow.bundles import find_bundle
 from deployer.workflow.footprints import footprint
 from deployer.workflow.verifying import require_whole
 
-CARRIERS = ("tar", "oci-layout")
-"""Targets that carry the bundle itself."""
-TARGETS = (*CARRIERS, *RENDERERS)
 FOOTPRINT = "footprint.json"
 OCI_MARK = "oci-layout"
 """Files by which an earlier export is known."""
@@ -76,7 +73,8 @@ def export(
     force: bool = False,
     key: Path | None = None,
 ) -> Exported:
-    """Write a bundle, or the files that run it, for a target of `TARGETS`.
+    """Write a bundle, or the files that run it, for a target:
+    tar, oci-layout, or one of `RENDERERS`.
 
     The bundle is verified first (with `key`, its signature too). What the files say of memory and
     time was measured by starting the server once, or is an `estimate`. An existing `output` is
@@ -88,9 +86,9 @@ def export(
             "A tar carries the bundle, the server and deployer to a machine without network.",
         )
     bundle = find_bundle(what, home)
-    require_whole(bundle, home, progress, key)
     path = output or Path(_default_name(bundle, target))
     _require_free(path, force)
+    require_whole(bundle, home, progress, key)
     if target == "tar":
         return _tar(bundle, path, home, progress, offline)
     if target == "oci-layout":
@@ -99,7 +97,7 @@ def export(
 
 
 def _default_name(bundle: Bundle, target: str) -> str:
-    name = f"{bundle.manifest.name}-{bundle.manifest.digest[:12]}"
+    name = bundle.manifest.full_name
     return f"{name}.tar" if target == "tar" else f"{name}-{target}"
 
 

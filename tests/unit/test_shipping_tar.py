@@ -34,7 +34,7 @@ def test_it_unpacks_to_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     with tarfile.open(written.path, "r:") as archive:
         archive.extractall(tmp_path / "x", filter="data")
     (folder,) = (tmp_path / "x").iterdir()
-    assert folder.name == f"small-{bundle.manifest.digest[:12]}" == tar.top_folder(bundle)
+    assert folder.name == f"small-{bundle.manifest.digest[:12]}" == bundle.manifest.full_name
     names = {*CONTENT, "manifest.json"}
     assert {path.name for path in folder.iterdir()} == names
     for name in names:
@@ -61,7 +61,7 @@ def test_the_same_bundle_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) ->
 
 def test_names_are_sorted_and_nothing_tells_of_this_machine(bundle: Bundle, tmp_path: Path) -> None:
     found = members(tar.write(bundle, tmp_path / "b.tar", SILENT).path)
-    top = tar.top_folder(bundle)
+    top = bundle.manifest.full_name
     assert list(found) == [top, *(f"{top}/{name}" for name in sorted([*CONTENT, "manifest.json"]))]
     for member in found.values():
         assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
@@ -73,7 +73,7 @@ def test_with_more_to_carry_the_bundle_gets_its_own_folder(bundle: Bundle, tmp_p
     wheel.write_bytes(b"wheel")
     extra = {"wheels/deployer/a.whl": wheel, "install.sh": "echo\n"}
     found = members(tar.write(bundle, tmp_path / "b.tar", SILENT, extra).path)
-    top = tar.top_folder(bundle)
+    top = bundle.manifest.full_name
     folders = [name for name, member in found.items() if member.isdir()]
     assert folders == [top, f"{top}/bundle", f"{top}/wheels", f"{top}/wheels/deployer"]
     assert f"{top}/bundle/model.gguf" in found
@@ -84,7 +84,7 @@ def test_with_more_to_carry_the_bundle_gets_its_own_folder(bundle: Bundle, tmp_p
 def test_the_signature_travels_with_the_bundle(tmp_path: Path) -> None:
     bundle = small_bundle(tmp_path / "signed", signature="{}")
     found = members(tar.write(bundle, tmp_path / "b.tar", SILENT).path)
-    assert f"{tar.top_folder(bundle)}/model.sig" in found
+    assert f"{bundle.manifest.full_name}/model.sig" in found
 
 
 @pytest.mark.parametrize("change", [b"", b"short", b"\x01weights" * 300, b"\x00weights" * 301])
@@ -147,4 +147,4 @@ def test_names_that_ustar_cannot_hold(tmp_path: Path) -> None:
     bundle = small_bundle(tmp_path / "bundle")
     long = f"wheels/deployer/{'a' * 140}-ü.whl"
     written = tar.write(bundle, tmp_path / "b.tar", SILENT, {long: "x"})
-    assert f"{tar.top_folder(bundle)}/{long}" in members(written.path)
+    assert f"{bundle.manifest.full_name}/{long}" in members(written.path)
