@@ -7,6 +7,7 @@
     archive    read such an archive from anybody, with care
     contents   what is in it, and nothing else
     oci        an OCI image layout
+    plain      what the tars of both share
 
 A bundle is verified before it leaves and after it came; both is `workflow`'s work.
 """

@@ -35,6 +35,7 @@ from deployer.artifacts import (
 from deployer.durable import flush
 from deployer.errors import StoreError
 from deployer.progress import Progress, Step
+from deployer.shipping.plain import header, require_space
 
 MODELS = "models"
 """The folder of the image that holds the bundle."""
@@ -113,7 +114,7 @@ def write(bundle: Bundle, folder: Path, progress: Progress) -> Written:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
             shutil.rmtree(leftover)  # of an export that was killed
-        _require_space(folder.parent, total)
+        require_space(folder.parent, total, "the image layout")
         with progress.step("Writing the image layout") as step:
             written = _fill(partial, bundle, layers, step, total)
         partial.rename(folder)
@@ -209,9 +210,9 @@ def _entry(root: Path, name: str) -> FileEntry:
 def _tar(root: Path, entries: Sequence[FileEntry]) -> Iterator[bytes]:
     """A tar of files below /models, in pieces of about a mebibyte."""
     for folder in _folders(entries):
-        yield _header(folder, tarfile.DIRTYPE, 0, 0o755)
+        yield header(folder, tarfile.DIRTYPE, 0, 0o755)
     for entry in entries:
-        yield _header(f"{MODELS}/{entry.path}", tarfile.REGTYPE, entry.size, 0o644)
+        yield header(f"{MODELS}/{entry.path}", tarfile.REGTYPE, entry.size, 0o644)
         yield from _content(root / entry.path, entry)
         yield bytes(-entry.size % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
@@ -233,13 +234,6 @@ def _folders(entries: Sequence[FileEntry]) -> list[str]:
     return sorted(str(folder) for folder in found)
 
 
-def _header(name: str, kind: bytes, size: int, mode: int) -> bytes:
-    """The header of one member: no time, owner 0, no user names."""
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.mode = kind, size, mode
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
-
-
 def _content(path: Path, entry: FileEntry) -> Iterator[bytes]:
     """A file's bytes; raises StoreError where they are not what the manifest says."""
     digest, size = hashlib.sha256(), 0
@@ -257,13 +251,3 @@ def _content(path: Path, entry: FileEntry) -> Iterator[bytes]:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StoreError(
-            f"the image layout takes {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB "
-            "free",
-            "Free some space, or name another --output.",
-        )

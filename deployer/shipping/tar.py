@@ -6,7 +6,6 @@ import glob
 import hashlib
 import io
 import os
-import shutil
 import tarfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from deployer.artifacts import MANIFEST, SIGNATURE, Bundle
 from deployer.durable import flush, write_atomically
 from deployer.errors import StoreError
 from deployer.progress import Progress, Step
+from deployer.shipping.plain import header, require_space
 
 BUNDLE = "bundle"
 """The folder of the bundle in an archive that carries more than the bundle."""
@@ -70,7 +70,7 @@ def write(
     needed = sum(entry.size + 4 * _BLOCK for entry in entries) + tarfile.RECORDSIZE
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _require_space(target, needed)
+        require_space(target.parent, needed, target.name)
         with progress.step(f"Writing {target.name}") as step:
             written = _write_whole(bundle.manifest.full_name, entries, target, step)
         write_atomically(_sums(target), f"{written.sha256}  {target.name}\n")
@@ -85,16 +85,6 @@ def write(
 
 def _sums(target: Path) -> Path:
     return target.with_name(target.name + SUMS)
-
-
-def _require_space(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise StoreError(
-            f"{target.name} takes {needed / 1e9:.1f} GB, and {target.parent} has "
-            f"{free / 1e9:.1f} GB free",
-            "Free some space, or name another --output.",
-        )
 
 
 def _entries(bundle: Bundle, extra: Mapping[str, Path | str]) -> list[_Entry]:
@@ -150,7 +140,7 @@ def _folders(top: str, entries: list[_Entry]) -> list[str]:
 
 
 class _Writer:
-    """A tar file under way: POSIX form, owned by root, from 1970; hashed as it is written."""
+    """A tar file under way, hashed as it is written."""
 
     def __init__(self, stream: IO[bytes], step: Step, total: int) -> None:
         self.stream = stream
@@ -161,15 +151,12 @@ class _Writer:
         self.done = 0
 
     def add_folder(self, name: str) -> None:
-        info = tarfile.TarInfo(name)
-        info.type, info.mode = tarfile.DIRTYPE, 0o755
-        self._write(_header(info))
+        self._write(header(name, tarfile.DIRTYPE, 0, 0o755))
 
     def add_file(self, top: str, entry: _Entry) -> None:
         """Raises StoreError where the file is not what its entry says."""
-        info = tarfile.TarInfo(f"{top}/{entry.name}")
-        info.size, info.mode = entry.size, 0o755 if entry.name.endswith(_PROGRAM) else 0o644
-        self._write(_header(info))
+        mode = 0o755 if entry.name.endswith(_PROGRAM) else 0o644
+        self._write(header(f"{top}/{entry.name}", tarfile.REGTYPE, entry.size, mode))
         content, left = hashlib.sha256(), entry.size
         with entry.open() as source:
             while chunk := source.read(min(CHUNK, left + 1)):
@@ -194,8 +181,3 @@ class _Writer:
         self.stream.write(data)
         self.digest.update(data)
         self.size += len(data)
-
-
-def _header(info: tarfile.TarInfo) -> bytes:
-    """The blocks before a file's content: ustar, with a pax part for what ustar cannot say."""
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")

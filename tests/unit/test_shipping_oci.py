@@ -17,7 +17,7 @@ import pytest
 from deployer.artifacts import FOLDER, MANIFEST, SIGNATURE, Bundle, list_files
 from deployer.errors import StoreError
 from deployer.progress import SILENT
-from deployer.shipping import oci
+from deployer.shipping import oci, plain
 
 FILES = {
     "model.gguf": b"G" * 3000,
@@ -161,7 +161,7 @@ def test_many_files_of_weights_share_layers(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_limits_of_the_old_tar_has_a_header(tmp_path: Path) -> None:
     """8 GiB is the end of what the first form of tar can say; nothing so large is written here."""
-    header = oci._header("models/" + "n" * 120, tarfile.REGTYPE, 9 << 30, 0o644)
+    header = plain.header("models/" + "n" * 120, tarfile.REGTYPE, 9 << 30, 0o644)
     with tarfile.open(fileobj=io.BytesIO(header + bytes(1024)), mode="r|") as archive:
         member = archive.next()
     assert member is not None
