@@ -168,6 +168,7 @@ def _readme(deployment: Deployment) -> str:
     options, label = deployment.options, deployment.label
     names = " ".join(_names(deployment))
     address = url(options.host, options.port)
+    users = options.replicas * deployment.footprint.parallel
     return f"""# {deployment.manifest.name}: {options.replicas} servers behind vllm-router
 
 Made by `deployer export --to vllm-router` for the bundle with the digest
@@ -189,7 +190,7 @@ Made by `deployer export --to vllm-router` for the bundle with the digest
 
    ```
    curl -s {address}/v1/models
-   deployer loadtest --endpoint {address} --users {options.replicas * deployment.footprint.parallel}
+   deployer loadtest --endpoint {address} --profile concurrent --users {users}
    ```
 
 `deployer status` shows the servers (`{label}-1` and on). To stop them:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,12 +76,38 @@ class Endpoint:
         return int(tokens) if tokens else None
 
     def generated_tokens(self) -> int | None:
-        """The server's own count of generated tokens since its start; None where it keeps none."""
+        """The server's own count of generated tokens since its start; None where it keeps none.
+
+        Behind vllm-router it is the sum over its servers: the router's /metrics is that of one.
+        """
+        total = 0
+        for url in self._servers:
+            count = _counter(self._text(f"{url}/metrics"))
+            if count is None:
+                return None
+            total += count
+        return total
+
+    @cached_property
+    def _servers(self) -> tuple[str, ...]:
+        """Who answers here: the servers that a router lists, else the endpoint itself.
+
+        Asked once, so that counts before and after the load are of the same servers.
+        """
         try:
-            response = self.http.get(self.url + "/metrics", timeout=5.0)
-        except httpx.HTTPError:
-            return None
-        return _counter(response.text) if response.status_code == 200 else None
+            listed = json.loads(self._text(f"{self.url}/list_workers"))["urls"]
+        except (ValueError, LookupError, TypeError):
+            listed = []
+        good = isinstance(listed, list) and all(isinstance(url, str) for url in listed)
+        return tuple(listed) if listed and good else (self.url,)
+
+    def _text(self, url: str) -> str:
+        """What a server says at a path of its own; "" where it says nothing."""
+        try:
+            response = self.http.get(url, timeout=5.0)
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return ""
+        return response.text if response.status_code == 200 else ""
 
     def settled_tokens(self, at_least: int, wait: float = 2.0) -> int | None:
         """`generated_tokens`, read again for `wait` seconds until it reaches `at_least`."""

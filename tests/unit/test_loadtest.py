@@ -363,6 +363,28 @@ def test_no_metrics_is_no_error():
         assert target.generated_tokens() is None
 
 
+def test_behind_a_router_the_tokens_of_all_its_servers_count():
+    def router(request):
+        if request.url.path == "/list_workers":
+            return httpx.Response(200, json={"urls": ["http://one:1", "http://two:2"]})
+        tokens = {"one": 40, "two": 2}.get(request.url.host, 7)
+        return httpx.Response(200, text=f"llamacpp:tokens_predicted_total {tokens}\n")
+
+    with endpoint(router) as target:
+        assert target.generated_tokens() == 42
+
+
+@pytest.mark.parametrize("listed", [[], {}, {"urls": []}, {"urls": [1]}, {"urls": "http://one"}])
+def test_a_strange_list_of_servers_is_none(listed):
+    def server(request):
+        if request.url.path == "/list_workers":
+            return httpx.Response(200, json=listed)
+        return httpx.Response(200, text="llamacpp:tokens_predicted_total 42\n")
+
+    with endpoint(server) as target:
+        assert target.generated_tokens() == 42
+
+
 def test_tokens_by_the_servers_tokenizer():
     def vllm(request):
         asked = json.loads(request.content)
