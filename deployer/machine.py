@@ -1,4 +1,7 @@
-"""What this machine gives a process: cores and memory, a container's limits counted.
+"""What this machine gives a process: cores and memory, the limits of its control groups counted.
+
+A container's limit stands in the group at the root, as the container sees it; systemd's MemoryMax
+and CPUQuota stand in the service's own group or one of those around it. All of them hold.
 
 `gpus` fills in `Gpu`; asking for GPUs starts a program, so it is no part of this module.
 """
@@ -14,6 +17,7 @@ import psutil
 
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,10 @@ def usable_cores() -> int:
         cores = len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
     else:
         cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    quota = _words(CGROUP / "cpu.max")
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
+    for group in _groups():
+        quota = _words(group / "cpu.max")
+        if len(quota) == 2 and quota[0].isdigit():
+            cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
     return max(1, cores)
 
 
@@ -50,13 +55,29 @@ def _core_of(cpu: int) -> str:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping, bounded by a container's limit."""
+    """Bytes that can be had without swapping, bounded by the limits of the control groups."""
     available = int(psutil.virtual_memory().available)
-    limit = _words(CGROUP / "memory.max")
-    used = _words(CGROUP / "memory.current")
-    if limit and used and limit[0].isdigit():
-        available = min(available, max(0, int(limit[0]) - int(used[0])))
+    for group in _groups():
+        limit, used = _words(group / "memory.max"), _words(group / "memory.current")
+        if limit and used and limit[0].isdigit():
+            left = int(limit[0]) - int(used[0]) + _unused_file_cache(group)
+            available = min(available, max(0, left))
     return available
+
+
+def _unused_file_cache(group: Path) -> int:
+    """Bytes of files that were read long ago: counted as used, and given back when asked for."""
+    words = _words(group / "memory.stat")
+    found = dict(zip(words[::2], words[1::2], strict=False))
+    return int(found.get("inactive_file", "0"))
+
+
+def _groups() -> list[Path]:
+    """The control group (version 2) of this process and all around it, as far as they are seen."""
+    lines = _words(OWN_GROUP)
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    group = CGROUP / own
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(CGROUP))]
 
 
 def _words(path: Path) -> list[str]:
