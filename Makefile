@@ -10,12 +10,12 @@ export DEPLOYER_HOME ?= $(CURDIR)/.deployer
 export UV_CACHE_DIR ?= $(DEPLOYER_HOME)/cache/uv
 DEMO := recipes/smollm2-q4_0.yaml
 # PACKAGE=PROGRAM
-DEBIAN := skopeo=skopeo umoci=umoci buildah=buildah docker-registry=docker-registry systemd=systemd-analyze iproute2=ip openssl=openssl docker-compose=docker-compose
+DEBIAN := skopeo=skopeo umoci=umoci buildah=buildah docker-registry=docker-registry systemd=systemd-analyze iproute2=ip openssl=openssl docker-compose=docker-compose prometheus=promtool
 
-.PHONY: help setup tools demo check test loadtest bench clean
+.PHONY: help setup tools demo check test test-faults soak loadtest bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(VENV)/.ready  ## make .venv with .venv/bin/deployer
 
@@ -50,13 +50,19 @@ tools:  ## install the Debian programs that check what `deployer export` writes;
 	  then :; else echo "not installed:$$missing; tests that need them are skipped" >&2; fi; fi
 
 test: check tools  ## everything, real engines included
-	$(BIN)/pytest -m integration
+	$(BIN)/pytest -m "integration and not faults"
+
+test-faults: setup  ## thousands of broken inputs, kills and interrupted builds; takes long
+	$(BIN)/pytest -m faults tests/faults tests/integration
+
+soak: setup  ## an hour of steady load on a deployment, with memory and latency over time
+	$(BIN)/pytest -m soak --timeout 7200 tests/faults
 
 loadtest: setup  ## load-test the running server: ENDPOINT= PROFILE= USERS= DURATION=
 	@$(DEPLOYER) loadtest $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(USERS),--users $(USERS)) $(if $(DURATION),--duration $(DURATION))
 
-bench: setup  ## measure deployer against the bare tools; BENCH=llama.cpp, vllm, quantizers, scoring or mixed
+bench: setup  ## measure deployer against the bare tools; BENCH=llama.cpp, vllm, quantizers, scoring, mixed or gateway
 	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 clean:  ## delete .venv and all that was built

@@ -1,6 +1,6 @@
 """What every test stands on: a home of its own, no process, no network, nothing in the user's home.
 
-A test marked `integration` may start processes; any other that tries fails on the spot, with the
+A test marked `integration`, `faults` or `soak` may start processes; any other that tries fails on the spot, with the
 reason. The guard is an audit hook of the interpreter, so no path around it stays open by accident.
 """
 
@@ -22,6 +22,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("check")
+FREE = ("integration", "faults", "soak")
+"""Markers of the tests that may start processes."""
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +38,8 @@ def _alone(
     monkeypatch: pytest.MonkeyPatch,
     _temporary_folders: None,
 ) -> Iterator[None]:
-    """A deployer home and a user home of its own for each test that is not `integration`."""
-    if request.node.get_closest_marker("integration"):
+    """A deployer home and a user home of its own for each test that may start no process."""
+    if any(request.node.get_closest_marker(name) for name in FREE):
         yield
         return
     monkeypatch.setenv("DEPLOYER_HOME", str(tmp_path / "deployer-home"))
