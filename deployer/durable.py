@@ -12,10 +12,14 @@ from deployer.errors import StoreError
 from deployer.progress import Progress
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new, never a part."""
+def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write a small file so that a reader sees the old text or the new, never a part.
+
+    `mode` is what the file's rights are made of, with the process' mask taken off.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch(mode)
         temporary.write_text(text, encoding="utf-8")
         flush(temporary)
         temporary.replace(path)

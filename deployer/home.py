@@ -5,6 +5,7 @@ bundles/     finished bundles, NAME/DIGEST
 toolchains/  isolated environments
 wheels/      packages that `deployer import` brought, used before the package index
 servers/     state and logs of detached servers
+deployments/ state, table and logs of deployments: several servers and their gateway
 loadtests/   load-test results, one folder a run
 evaluations/ quality measured of bundles, one folder a run
 comparisons/ formats measured side by side, one folder a run
@@ -46,6 +47,10 @@ class Home:
     @property
     def servers(self) -> Path:
         return self.root / "servers"
+
+    @property
+    def deployments(self) -> Path:
+        return self.root / "deployments"
 
     @property
     def loadtests(self) -> Path:

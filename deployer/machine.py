@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import psutil
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
+VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,14 @@ class Gpu:
         return ".".join(map(str, self.compute_capability))
 
 
-def usable_cores() -> int:
-    """Physical cores this process may use: its affinity mask, bounded by a container's quota."""
-    if hasattr(os, "sched_getaffinity"):
+def usable_cores(among: Collection[int] | None = None) -> int:
+    """Physical cores this process may use: its affinity mask, bounded by a container's quota.
+
+    `among` are the logical CPUs to count instead of that mask.
+    """
+    if among is not None:
+        cores = len({_core_of(cpu) for cpu in among})
+    elif hasattr(os, "sched_getaffinity"):
         cores = len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
     else:
         cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
@@ -70,6 +77,19 @@ def _unused_file_cache(group: Path) -> int:
     words = _words(group / "memory.stat")
     found = dict(zip(words[::2], words[1::2], strict=False))
     return int(found.get("inactive_file", "0"))
+
+
+def oom_kills() -> int:
+    """How often the kernel has ended a process for want of memory, since it began to count.
+
+    In this process's control group where that tells, else on this machine; 0 where nothing does.
+    """
+    for path in (_groups()[0] / "memory.events", VMSTAT):
+        words = _words(path)
+        found = dict(zip(words[::2], words[1::2], strict=False))
+        if "oom_kill" in found:
+            return int(found["oom_kill"])
+    return 0
 
 
 def _groups() -> list[Path]:

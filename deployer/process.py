@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,9 @@ from typing import IO
 from deployer.errors import CommandError
 
 _PR_SET_PDEATHSIG = 1
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237}.get(platform.machine())
+"""Number of the system call; the C library has no function for it."""
+_MPOL_BIND = 2
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _HOSTILE = frozenset(
     {
@@ -107,9 +111,34 @@ class Child:
         return self.wait()
 
 
-def _die_with_parent() -> None:
-    if _LIBC:  # loaded beforehand: between fork and exec as little as possible may run
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _before_exec(
+    outlive_us: bool, cpus: Sequence[int], memory_node: int | None
+) -> Callable[[], None] | None:
+    """What a child does between fork and exec; all it needs is made beforehand."""
+    if outlive_us and not cpus and memory_node is None:
+        return None
+    policy = None if memory_node is None else _bind_memory_to(memory_node)
+
+    def prepare() -> None:
+        if _LIBC and not outlive_us:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+        if policy and (_LIBC is None or _LIBC.syscall(*policy) != 0):
+            raise OSError("no memory policy")
+
+    return prepare
+
+
+def _bind_memory_to(node: int) -> tuple[object, ...]:
+    """The arguments of the system call that takes all memory of a process from one NUMA node."""
+    if _SET_MEMPOLICY is None:
+        return (ctypes.c_long(-1),)  # no system call, so that it fails
+    bits = 8 * ctypes.sizeof(ctypes.c_ulong)
+    nodes = (ctypes.c_ulong * (node // bits + 1))()
+    nodes[-1] = 1 << node % bits
+    told = len(nodes) * bits + 1  # the kernel reads one bit fewer
+    return (ctypes.c_long(_SET_MEMPOLICY), ctypes.c_long(_MPOL_BIND), nodes, ctypes.c_ulong(told))
 
 
 def spawn(
@@ -120,11 +149,16 @@ def spawn(
     cwd: Path | None = None,
     outlive_us: bool = False,
     stdout: int | IO[bytes] | None = None,
+    cpus: Sequence[int] = (),
+    memory_node: int | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Child:
     """Start a program in a session of its own, its output appended to `log_path`.
 
-    With `outlive_us` it goes on when this process ends; else the kernel kills it then.
-    Raises CommandError where the program cannot be started at all.
+    With `outlive_us` it goes on when this process ends; else the kernel kills it when the thread
+    that started it ends. It and all it starts run on `cpus` alone (empty: wherever we may) and
+    take memory from the NUMA node `memory_node` alone. It inherits the open files `descriptors`
+    under their numbers. Raises CommandError where the program cannot be started at all.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
@@ -137,8 +171,17 @@ def spawn(
                 stdout=log if stdout is None else stdout,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=None if outlive_us else _die_with_parent,
+                pass_fds=tuple(descriptors),
+                preexec_fn=_before_exec(outlive_us, cpus, memory_node),
             )
+        except subprocess.SubprocessError as error:  # what it is, the child cannot tell
+            raise CommandError(
+                f"cannot start {argv[0]} on the CPUs and the NUMA node it is meant for",
+                "Leave serve.cores and serve.numa_node out; a container may forbid memory policies "
+                "(`docker run --cap-add SYS_NICE` allows them).",
+                argv=argv,
+                log_path=log_path,
+            ) from error
         except OSError as error:
             raise CommandError(
                 f"cannot start {argv[0]}: {error.strerror or error}",

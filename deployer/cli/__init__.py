@@ -14,6 +14,7 @@ import click
 from deployer import __version__
 from deployer.cli.building import build, plan
 from deployer.cli.comparing import compare
+from deployer.cli.deployments import reload
 from deployer.cli.evaluating import evaluate
 from deployer.cli.exporting import export
 from deployer.cli.failures import (
@@ -25,6 +26,7 @@ from deployer.cli.failures import (
 )
 from deployer.cli.importing import import_bundle
 from deployer.cli.inspecting import inspect
+from deployer.cli.keys import key
 from deployer.cli.loadtesting import loadtest
 from deployer.cli.machine import completion, doctor, schema
 from deployer.cli.recommending import recommend
@@ -33,12 +35,14 @@ from deployer.cli.serving import logs, serve, status, stop
 from deployer.cli.tasks import tasks
 from deployer.cli.toolchains import toolchain
 from deployer.cli.verifying import sign, verify
+from deployer.cli.watching import top
 from deployer.errors import DeployerError
 from deployer.home import default_home
 
 COMMANDS = (
-    plan, build, evaluate, sensitivity, serve, status, logs, stop, loadtest, tasks, compare,
-    recommend, inspect, verify, sign, export, import_bundle, doctor, toolchain, schema, completion,
+    plan, build, evaluate, sensitivity, serve, status, top, logs, reload, stop, loadtest, tasks,
+    compare, recommend, inspect, verify, sign, key, export, import_bundle, doctor, toolchain, schema,
+    completion,
 )  # fmt: skip
 
 

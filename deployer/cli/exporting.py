@@ -12,7 +12,7 @@ from deployer.home import default_home
 
 TARGETS = (
     "tar", "oci-layout", "systemd", "docker", "compose", "kubernetes", "production-stack",
-    "kserve", "vllm-router",
+    "kserve", "vllm-router", "monitoring",
 )  # fmt: skip
 
 
@@ -68,9 +68,10 @@ def export(
 ) -> None:
     """Write BUNDLE (a folder, a name, or the newest) for another place.
 
-    tar and oci-layout carry the bundle itself. The others are files that run it: their memory
-    limits, probes and grace periods come from a footprint, which is measured by starting the
-    server here once, unless it was measured before.
+    tar and oci-layout carry the bundle itself. monitoring is for Prometheus and Grafana, which
+    watch the gateway in front of it. The others are files that run it: their memory limits, probes
+    and grace periods come from a footprint, which is measured by starting the server here once,
+    unless it was measured before.
 
     \b
     deployer export smollm2-q4_0 --to tar --offline

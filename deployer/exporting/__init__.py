@@ -12,13 +12,14 @@ from deployer.exporting import (
     docker,
     kserve,
     kubernetes,
+    monitoring,
     production_stack,
     router,
     systemd,
 )
 from deployer.exporting.deployment import Deployment, Options
 
-__all__ = ["RENDERERS", "Deployment", "Options"]
+__all__ = ["RENDERERS", "UNMEASURED", "Deployment", "Options"]
 
 RENDERERS: dict[str, Callable[[Deployment], Mapping[str, str]]] = {
     "systemd": systemd.render,
@@ -28,4 +29,7 @@ RENDERERS: dict[str, Callable[[Deployment], Mapping[str, str]]] = {
     "production-stack": production_stack.render,
     "kserve": kserve.render,
     "vllm-router": router.render,
+    "monitoring": monitoring.render,
 }
+UNMEASURED: frozenset[str] = frozenset({"monitoring"})
+"""Targets whose files say nothing of memory and start times, so that no server is started."""

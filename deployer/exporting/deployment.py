@@ -55,6 +55,14 @@ class Deployment:
         return Serve.model_validate({**self.manifest.serve, **ours}, strict=False)
 
     @property
+    def unplaced(self) -> tuple[str, ...]:
+        """Overrides that let go of CPUs and nodes: the recipe named those of another machine."""
+        named = (
+            name for name in ("cores", "numa_node") if self.manifest.serve.get(name) is not None
+        )
+        return tuple(f"serve.{name}=null" for name in named)
+
+    @property
     def gpus(self) -> int:
         """GPUs a replica takes."""
         if self.footprint.device != "cuda":

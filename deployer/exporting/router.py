@@ -68,6 +68,8 @@ def _replicas(deployment: Deployment) -> str:
         )
     )
     place = _ON_GPUS if deployment.gpus else _ON_CORES
+    unset = "".join(f" --set {each}" for each in deployment.unplaced)
+    place = place.replace(' "$@"\n}', f'{unset} "$@"\n}}')
     return f"""#!/bin/sh
 # Starts {options.replicas} servers of {deployment.manifest.name}, one after the other, each on
 # {"GPUs" if deployment.gpus else "cores"} of its own. Arguments go to every `deployer serve`.

@@ -163,6 +163,8 @@ def _command(deployment: Deployment) -> list[str]:
         words += ["--set", f"serve.api_key_file=%d/{KEYS}"]
     elif deployment.manifest.serve.get("api_key_file"):
         words += ["--set", "serve.api_key_file=null"]
+    for unset in deployment.unplaced:
+        words += ["--set", unset]
     return words
 
 

@@ -1,8 +1,8 @@
 """Reads a YAML file into a strict model: bounded, with the line of every problem.
 
 Every problem is reported at once; nothing in the file can make the reader run code, recurse
-without end or expand into more than `MAX_NODES` values. Recipes, matrices and environments are
-read by this.
+without end or expand into more than `MAX_NODES` values. Recipes, matrices, environments and
+deployments are read by this.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ HINTS = {
     "recipe": "`deployer schema` prints every field; docs/recipe.md explains them.",
     "matrix": "docs/compare.md explains every field.",
     "environment": "docs/recommend.md explains every field.",
+    "deployment": "docs/gateway.md explains every field.",
 }
 """Kind of document -> where its fields are explained."""
 Location = tuple[str | int, ...]
@@ -262,12 +263,19 @@ def _schema_of(location: Location, model: type[BaseModel]) -> dict[str, Any]:
     root = _schema(model)
     here = root
     for key in location:
-        inner = here.get("items") if isinstance(key, int) else here.get("properties", {}).get(key)
-        here = inner or {}
+        here = here.get("items", {}) if isinstance(key, int) else _schema_of_key(key, here)
         reference = here.get("$ref")
         if reference:
             here = root["$defs"][reference.rsplit("/", 1)[-1]]
     return here
+
+
+def _schema_of_key(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The part for a key of a section, or of a mapping whose keys are the user's own names."""
+    named = section.get("properties", {}).get(key)
+    others = [section.get("additionalProperties"), *section.get("patternProperties", {}).values()]
+    found = [each for each in (named, *others) if isinstance(each, dict)]
+    return found[0] if found else {}
 
 
 @cache

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from deployer.errors import Problem, RecipeError, UsageError
-from deployer.recipe.document import MAX_BYTES, Document, dotted, load, parse, validate
+from deployer.errors import Problem, RecipeError
+from deployer.recipe.document import Document, dotted, parse, validate
 from deployer.recipe.model import ALTERNATIVES, PATH_FIELDS, SOURCES, TEXTS, Recipe
+from deployer.recipe.overrides import assign, section_around, split_override
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -107,27 +108,15 @@ def _absolute(value: str, base: Path) -> str:
 
 
 def _apply(document: Document, override: str) -> None:
-    name, equals, text = override.partition("=")
-    keys = tuple(name.split("."))
-    if not equals or not all(keys):
-        raise UsageError(
-            f"--set {override!r} is not FIELD=VALUE", "For example: --set serve.port=9000"
-        )
-    value = _override_value(text)
+    keys, value = split_override(override)
     if keys in PATH_FIELDS and isinstance(value, str):
         value = _located(keys, value, Path.cwd())
-    section = document.data
-    for key in keys[:-1]:
-        if not isinstance(section.get(key), dict):
-            section[key] = {}
-        section = section[key]
+    section = section_around(document, keys)
     if keys[0] == "source" and keys[-1] in SOURCES:
         section.clear()  # naming another source replaces the one of the file
     if value is not None and keys[1:] in [(name,) for name in ALTERNATIVES.get(keys[0], ())]:
         _clear_alternatives(section, *keys)
-    section[keys[-1]] = value
-    for location in [at for at in document.lines if at[: len(keys)] == keys]:
-        del document.lines[location]
+    assign(document, keys, value)
 
 
 def _clear_alternatives(section: dict[str, Any], name: str, chosen: str) -> None:
@@ -137,16 +126,6 @@ def _clear_alternatives(section: dict[str, Any], name: str, chosen: str) -> None
     )
     for other in others:
         section.pop(other, None)
-
-
-def _override_value(text: str) -> Any:
-    """The value as YAML has it, under the same bounds as a file; else the text as it stands."""
-    document = Document()
-    if len(text) < MAX_BYTES:
-        load(text, document)
-    else:
-        document.data = text
-    return text if document.problems else document.data
 
 
 def _missing_files(document: Document, sections: Sequence[str]) -> list[Problem]:

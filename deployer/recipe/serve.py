@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from deployer.recipe.section import Positive, Section, Text
 
@@ -14,6 +14,31 @@ SERVERS = {
     "transformers": ("auto", "transformers"),
 }
 """Engine -> what `serve.server` may say."""
+
+
+MOST_CPUS = 8192
+"""The kernel's own limit for a machine."""
+MOST_NODES = 1024
+_CPU_LIST = r"^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*$"
+_HERE = ("cores", "numa_node", "memory_limit_gib")
+"""Fields that came after bundles were made; they are written only where they are set."""
+
+
+def cpu_list(text: str) -> frozenset[int]:
+    """The CPUs of a list as the kernel writes it, for example 0-3,8.
+
+    Raises ValueError for a range that runs backwards or beyond any machine.
+    """
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if low > high:
+            raise ValueError(f"the range {part} runs backwards")
+        if high >= MOST_CPUS:
+            raise ValueError(f"no machine has CPU {high}")
+        cpus.update(range(low, high + 1))
+    return frozenset(cpus)
 
 
 class LoraAdapter(Section):
@@ -94,6 +119,19 @@ class Serve(Section):
     threads: Positive | None = Field(
         None, description="CPU threads; default: the physical cores this process may use."
     )
+    cores: Annotated[str, Field(pattern=_CPU_LIST, max_length=1024)] | None = Field(
+        None,
+        description="CPUs the server runs on, such as 0-3,8; default: all this process may use.",
+    )
+    numa_node: Annotated[int, Field(ge=0, lt=MOST_NODES)] | None = Field(
+        None,
+        description="NUMA node whose memory the server uses; without cores it runs on its CPUs.",
+    )
+    memory_limit_gib: Annotated[float, Field(gt=0.0, le=65536.0)] | None = Field(
+        None,
+        description="Memory at which the server is ended and started again, GiB; it is watched "
+        "each second, not enforced by the kernel.",
+    )
     api_key_file: Text | None = Field(
         None, description="File with one API key a line; relative to the recipe."
     )
@@ -108,3 +146,16 @@ class Serve(Section):
     extra_args: tuple[Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")], ...] = Field(
         (), description="Further arguments, handed to the server as they are."
     )
+
+    @field_validator("cores")
+    @classmethod
+    def _a_list_of_cpus(cls, value: str | None) -> str | None:
+        if value is not None:
+            cpu_list(value)
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A recipe that sets none of `_HERE` keeps the digests and keys that it had before."""
+        written: dict[str, Any] = write(self)
+        return {k: v for k, v in written.items() if v is not None or k not in _HERE}

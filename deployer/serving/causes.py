@@ -9,7 +9,6 @@ from pathlib import Path
 
 from deployer.errors import ServerExited
 
-TAIL_BYTES = 65536
 SHOWN_LINES = 8
 _TELLING = re.compile(r"\b[A-Z]\w*(?:Error|Exception): ")
 _REPEATED = "See root cause above"
@@ -18,12 +17,19 @@ _REPEATED = "See root cause above"
 
 @dataclass(frozen=True)
 class Cause:
-    """What ended the engine. `retry`: whether starting the same thing again makes sense."""
+    """What ended the engine.
+
+    `retry`: whether starting the same thing again makes sense; `limited`: only a few times, since
+    it will likely end so again. `any_time`: not at a start alone. `ours`: we ended it.
+    """
 
     name: str
     message: str
     hint: str
     retry: bool = False
+    limited: bool = False
+    any_time: bool = False
+    ours: bool = False
 
 
 _NAMED = (
@@ -43,6 +49,7 @@ _NAMED = (
             "out of memory",
             "it ran out of memory",
             "Lower serve.parallel or serve.context, or use fewer bits per weight.",
+            any_time=True,
         ),
     ),
     (
@@ -111,13 +118,47 @@ _NAMED = (
     ),
 )
 _UNKNOWN = Cause("unknown", "", "The log tells more.", retry=True)
+_STARVED = Cause(
+    "out of memory",
+    "the kernel ended it, or another program here, for want of memory",
+    "Lower serve.parallel or serve.context, or end what else takes memory. `dmesg` tells whom.",
+)
+HUNG = Cause(
+    "hung",
+    "it computed nothing, or nothing came of it, and it made no token when asked for one",
+    "If this comes again, look at its log for the last request before the silence.",
+    retry=True,
+    ours=True,
+)
 
 
-def explain(returncode: int, text: str) -> Cause:
-    """The cause of an end with `returncode` (negative: a signal) and these last log lines."""
+NOT_READY = Cause("not ready", "it did not come up in time", "", retry=True, ours=True)
+
+
+def over_limit(held: int, limit: int) -> Cause:
+    """The cause for an engine that held more memory than its recipe allows (bytes)."""
+    return Cause(
+        "over its memory limit",
+        f"it held {held / (1 << 30):.2f} GiB, and serve.memory_limit_gib is "
+        f"{limit / (1 << 30):.4g}",
+        "Raise serve.memory_limit_gib, or lower serve.parallel or serve.context.",
+        retry=True,
+        limited=True,
+        ours=True,
+    )
+
+
+def explain(returncode: int, text: str, *, served: bool = False, starved: bool = False) -> Cause:
+    """The cause of an end with `returncode` (negative: a signal) and these last log lines.
+
+    `served`: it was ready, so its arguments, libraries and model were good, whatever its log says
+    of some request. `starved`: meanwhile the kernel has ended somebody for want of memory.
+    """
     for pattern, cause in _NAMED:
-        if re.search(pattern, text, re.IGNORECASE):
+        if (cause.any_time or not served) and re.search(pattern, text, re.IGNORECASE):
             return cause
+    if returncode == -signal.SIGKILL and starved:
+        return _STARVED
     if returncode == -signal.SIGKILL:
         return Cause(
             "killed",
@@ -131,7 +172,8 @@ def explain(returncode: int, text: str) -> Cause:
 def exited(cause: Cause, returncode: int, log_path: Path, text: str) -> ServerExited:
     """The error for an engine that ended; its message ends with the log's last lines."""
     how = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
-    what = f"the server ended ({how})" + (f": {cause.message}" if cause.message else "")
+    what = "the server was ended" if cause.ours else f"the server ended ({how})"
+    what += f": {cause.message}" if cause.message else ""
     lines = "\n".join(f"  | {line}" for line in _shown(text))
     return ServerExited(f"{what}\n{lines}" if lines else what, f"{cause.hint} Log: {log_path}")
 
@@ -146,14 +188,3 @@ def _shown(text: str) -> list[str]:
         if _TELLING.search(line) and _REPEATED not in line and " WARNING " not in line
     ]
     return [telling[-1], "...", *last] if telling and telling[-1] not in last else last
-
-
-def log_text(log_path: Path, start: int) -> str:
-    """The end of a log, from byte `start` on at the earliest; at most 64 KiB."""
-    try:
-        with log_path.open("rb") as log:
-            size = log.seek(0, 2)
-            log.seek(max(start, size - TAIL_BYTES))
-            return log.read().decode("utf-8", "replace")
-    except OSError:
-        return ""

@@ -7,13 +7,14 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from deployer.errors import ServerError, UsageError
 from deployer.home import Home
 from deployer.progress import SILENT, Progress
+from deployer.serving.engine_log import older
 from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
 
 POLL_SECONDS = 0.05
@@ -79,14 +80,15 @@ def _signal(record: ServerRecord, number: signal.Signals) -> None:
 
 
 def _kill(record: ServerRecord) -> None:
-    """Kill what is left: the supervisor, and the engine where the kernel has not done it."""
+    """Kill what is left: the supervisor, the engine, and what that has started."""
+    ran = record.engine_runs
     _signal(record, signal.SIGKILL)
     deadline = time.monotonic() + 2.0
     while (record.supervised or record.engine_runs) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    if record.engine_pid is not None and record.engine_runs:
+    if ran and record.engine_pid is not None:  # its group keeps its number while anybody is in it
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(record.engine_pid, signal.SIGKILL)
+            os.killpg(record.engine_pid, signal.SIGKILL)
 
 
 def logs(home: Home, name: str, lines: int = 50, follow: bool = False) -> Iterator[str]:
@@ -95,16 +97,21 @@ def logs(home: Home, name: str, lines: int = 50, follow: bool = False) -> Iterat
     Following ends once the server has. Raises UsageError where there is no such server.
     """
     _known(home, name)
-    return _read_lines(ServerFolder.of(home, name), lines, follow)
+    folder = ServerFolder.of(home, name)
+
+    def runs() -> bool:
+        record = folder.current()
+        return record is not None and record.state in ALIVE
+
+    return read_lines(folder.engine_log, lines, follow, runs)
 
 
-def _read_lines(folder: ServerFolder, lines: int, follow: bool) -> Iterator[str]:
-    path = folder.engine_log
+def read_lines(path: Path, lines: int, follow: bool, runs: Callable[[], bool]) -> Iterator[str]:
+    """The last `lines` lines of a log; `follow` goes on for as long as its writer `runs`."""
     position = _start_of_tail(path, lines)
     rest = b""
     while True:
-        record = folder.current()
-        ended = record is None or record.state not in ALIVE
+        ended = not runs()
         chunk, position = _read_from(path, position)
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
@@ -118,16 +125,30 @@ def _read_lines(folder: ServerFolder, lines: int, follow: bool) -> Iterator[str]
 
 
 def _read_from(path: Path, position: int) -> tuple[bytes, int]:
-    """At most one block from `position`, and the position behind it."""
+    """At most one block from `position`, and the position behind it.
+
+    A log that is shorter than that was moved aside meanwhile: what is unread of it comes first.
+    """
     try:
         with path.open("rb") as log:
             if log.seek(0, os.SEEK_END) < position:
-                position = 0  # a new log under the old name
+                if rest := _rest(older(path, 1), position):
+                    return rest, 0
+                position = 0
             log.seek(position)
             chunk = log.read(_BLOCK)
     except OSError:
         return b"", position
     return chunk, position + len(chunk)
+
+
+def _rest(path: Path, position: int) -> bytes:
+    try:
+        with path.open("rb") as log:
+            log.seek(position)
+            return log.read()
+    except OSError:
+        return b""
 
 
 def _start_of_tail(path: Path, lines: int) -> int:

@@ -1,10 +1,11 @@
-"""Start a bundle's server: choose the program, check what can be checked, hand over."""
+"""Start a bundle's server: choose the program, check what can be checked, hand over.
+
+`prepare` does all but the start, for one server or for several that are to share a machine.
+"""
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +14,22 @@ from typing import Any
 from deployer.artifacts import Bundle
 from deployer.command import Command
 from deployer.engines import Launch, ModelToServe, engine_named
-from deployer.errors import (
-    DeployerError,
-    ReadinessTimeout,
-    ServerError,
-    ServerExited,
-    UsageError,
-)
+from deployer.errors import ServerExited, UsageError
 from deployer.facts import find_facts
 from deployer.gpus import gpus
 from deployer.home import Home
 from deployer.machine import available_memory
-from deployer.process import Child, clean_environment, spawn, tail, which
+from deployer.process import which
 from deployer.progress import SILENT, Progress
 from deployer.recipe import Serve
-from deployer.serving import preflight
+from deployer.serving import placement, preflight
+from deployer.serving.spawning import await_ready, spawn_supervisor
+from deployer.serving.spec import Spec
 from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
-from deployer.serving.supervisor import Spec, Supervisor, name_taken
+from deployer.serving.supervisor import Supervisor, name_taken
 from deployer.toolchains import provision
 from deployer.toolchains.worker import WORKERS
 
-POLL_SECONDS = 0.05
 PORT_ATTEMPTS = 3
 
 
@@ -63,26 +59,8 @@ def start(
     running = folder.current()
     if running is not None and running.state in ALIVE:
         raise name_taken(running.name)
-    serve = _absolute(serve, base or Path.cwd())
-    if serve.api_key_file:
-        preflight.read_key(Path(serve.api_key_file), progress)
-    preflight.check_exposure(serve.host, serve.api_key_file is not None)
-    preflight.check_lora(serve)
-    preflight.check_weights(bundle)
-
-    engine = engine_named(bundle.manifest.engine)
-    model = ModelToServe.of(bundle.manifest, bundle.weights.absolute(), device)
-    facts = find_facts(engine, home, bool(gpus()))
-    facts = replace(facts, cache=home.cache / "compiled")
-    available, needed = available_memory(), engine.memory(model, serve, facts)
-    preflight.check_memory(needed, serve, available)
-    facts = replace(facts, spare_memory=available - needed.total)
-    server = engine.choose(serve.server, facts)
     for attempt in range(1, PORT_ATTEMPTS + 1):
-        port = preflight.take_port(serve.host, serve.port)
-        chosen = serve.model_copy(update={"port": port})
-        launch = engine.launch(server, model, chosen, facts)
-        spec = _spec(folder.root.name, bundle, chosen, launch, home, progress)
+        spec = prepare(bundle, serve, home, progress, name=name, device=device, base=base)
         try:
             if detach:
                 return _detached(spec, folder, progress)
@@ -92,6 +70,96 @@ def start(
             if serve.port != 0 or "took its port" not in error.message or attempt == PORT_ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
+
+
+def prepare(
+    bundle: Bundle,
+    serve: Serve,
+    home: Home,
+    progress: Progress = SILENT,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    base: Path | None = None,
+    reserved: int = 0,
+) -> Spec:
+    """Check everything that can be checked, and say what is to be run; nothing is started.
+
+    The arguments are those of `start`. `reserved` bytes of memory are promised to servers that
+    were prepared before and do not run yet (the `memory_bytes` of their specs). A toolchain that
+    is missing is made. The port is free now, and no promise. Raises what `start` raises for what
+    cannot be.
+    """
+    serve = _absolute(serve, base or Path.cwd())
+    _check(bundle, serve, progress)
+    placed = placement.find(serve.cores, serve.numa_node)
+    engine = engine_named(bundle.manifest.engine)
+    model = ModelToServe.of(bundle.manifest, bundle.weights.absolute(), device)
+    facts = find_facts(engine, home, bool(gpus()))
+    facts = replace(facts, cache=home.cache / "compiled", cores=placed.threads or facts.cores)
+    needed = engine.memory(model, serve, facts)
+    limit = None if serve.memory_limit_gib is None else int(serve.memory_limit_gib * (1 << 30))
+    available = _least(available_memory() - reserved, placed.free_memory())
+    preflight.check_limit(needed, serve)
+    preflight.check_memory(needed, serve, available, reserved)
+    facts = replace(facts, spare_memory=_least(available, limit) - needed.total)
+    server = engine.choose(serve.server, facts)
+    serve = serve.model_copy(update={"port": preflight.take_port(serve.host, serve.port)})
+    launch = engine.launch(server, model, serve, facts)
+    for warning in launch.warnings:
+        progress.warn(warning)
+    spec = _spec(name, bundle, serve, launch, *_resolve(launch.command, home, progress))
+    return replace(
+        spec,
+        memory_bytes=needed.total,
+        memory_limit=limit,
+        cores=placed.cpus,
+        numa_node=placed.node,
+    )
+
+
+def _check(bundle: Bundle, serve: Serve, progress: Progress) -> None:
+    if serve.api_key_file:
+        preflight.read_key(Path(serve.api_key_file), progress)
+    preflight.check_exposure(serve.host, serve.api_key_file is not None)
+    preflight.check_lora(serve)
+    preflight.check_weights(bundle)
+
+
+def _spec(
+    name: str | None,
+    bundle: Bundle,
+    serve: Serve,
+    launch: Launch,
+    argv: tuple[str, ...],
+    env: dict[str, str],
+) -> Spec:
+    """What is to be run, still without its place and its memory."""
+    manifest = bundle.manifest
+    return Spec(
+        name=name or manifest.name,
+        engine=manifest.engine,
+        server=launch.server,
+        argv=argv,
+        env=env,
+        url=local_url(serve.host, serve.port),
+        port=serve.port,
+        model=manifest.name,
+        bundle=str(bundle.root),
+        slots=serve.parallel,
+        context=serve.context,
+        ready_timeout=serve.ready_timeout,
+        drain_timeout=serve.drain_timeout,
+        drains=launch.drains,
+        health=launch.health,
+        metrics=launch.metrics,
+        key_file=serve.api_key_file,
+    )
+
+
+def _least(size: int, bound: int | None) -> int:
+    """The smaller of two sizes in bytes, None is no bound; never below 0."""
+    return max(0, size if bound is None else min(size, bound))
 
 
 def _absolute(serve: Serve, base: Path) -> Serve:
@@ -106,30 +174,6 @@ def _absolute(serve: Serve, base: Path) -> Serve:
         )
         changes["vllm"] = serve.vllm.model_copy(update={"lora": adapters})
     return serve.model_copy(update=changes)
-
-
-def _spec(
-    name: str, bundle: Bundle, serve: Serve, launch: Launch, home: Home, progress: Progress
-) -> Spec:
-    for warning in launch.warnings:
-        progress.warn(warning)
-    argv, env = _resolve(launch.command, home, progress)
-    return Spec(
-        name=name,
-        server=launch.server,
-        argv=argv,
-        env=env,
-        url=local_url(serve.host, serve.port),
-        port=serve.port,
-        model=bundle.manifest.name,
-        bundle=str(bundle.root),
-        ready_timeout=serve.ready_timeout,
-        drain_timeout=serve.drain_timeout,
-        drains=launch.drains,
-        health=launch.health,
-        metrics=launch.metrics,
-        key_file=serve.api_key_file,
-    )
 
 
 def local_url(host: str, port: int) -> str:
@@ -157,56 +201,13 @@ def _resolve(
 
 def _detached(spec: Spec, folder: ServerFolder, progress: Progress) -> ServerRecord:
     """Start a supervisor of its own and wait until its server is ready."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    folder.supervisor_log.unlink(missing_ok=True)
-    spec.write(folder.spec_file)
-    argv = (sys.executable, "-m", "deployer.serving", str(folder.root))
-    child = spawn(
-        argv,
-        env=clean_environment(),
-        log_path=folder.supervisor_log,
-        cwd=folder.root,
-        outlive_us=True,
-    )
+    child = spawn_supervisor(spec, folder, outlive_us=True)
     try:
         with progress.step(f"Starting {spec.name} ({spec.server})") as step:
-            record = _await_ready(child, spec, folder, step.update)
+            record = await_ready(child, spec, folder, step.update)
     except BaseException:
         child.stop(grace=5.0)  # the supervisor takes its engine with it
         raise
     # It may outlive us; should it end first, this thread keeps it from staying a zombie.
     threading.Thread(target=child.wait, daemon=True).start()
     return record
-
-
-def _await_ready(
-    child: Child, spec: Spec, folder: ServerFolder, update: Callable[[float], None]
-) -> ServerRecord:
-    started = time.monotonic()
-    while True:
-        ended = child.poll() is not None
-        record = folder.read()
-        ours = record if record and record.supervisor_pid == child.pid else None
-        if ours and ours.state == "ready":
-            return ours
-        if ours and ours.state == "failed":
-            raise _as_error(ours.error, spec, folder)
-        if ended:
-            if ours and ours.state == "stopped":
-                raise ServerError(f"{spec.name} was stopped before it was ready")
-            raise _as_error(None, spec, folder)
-        update(round(time.monotonic() - started, 1))
-        time.sleep(POLL_SECONDS)
-
-
-def _as_error(error: dict[str, Any] | None, spec: Spec, folder: ServerFolder) -> DeployerError:
-    """The error a supervisor recorded, else one with the last words it wrote."""
-    if error is None:
-        words = tail(folder.supervisor_log, 5)
-        return ServerError(
-            f"the supervisor of {spec.name} ended: {words or 'it said nothing'}",
-            f"Log: {folder.supervisor_log}",
-        )
-    kinds = {kind.__name__: kind for kind in (ServerExited, ReadinessTimeout)}
-    kind = kinds.get(str(error.get("type")), ServerError)
-    return kind(str(error.get("message", "")), str(error.get("hint", "")))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import ipaddress
-import socket
+import math
 from pathlib import Path
-
-import psutil
 
 from deployer.artifacts import FOLDER, Bundle
 from deployer.engines import Memory
 from deployer.errors import PlanError, ServerError, UsageError
 from deployer.progress import Progress
 from deployer.recipe import Serve
+from deployer.serving.listening import is_loopback, listen
 
 
 def read_key(path: Path, progress: Progress) -> str:
@@ -45,83 +41,56 @@ def read_key(path: Path, progress: Progress) -> str:
 
 def check_exposure(host: str, has_key: bool) -> None:
     """Refuse to listen beyond this machine without an API key; raises UsageError."""
-    if not has_key and not _is_loopback(host):
+    if not has_key and not is_loopback(host):
         raise UsageError(
             f"serve.host {host} can be reached from other machines, and there is no API key",
             "Set serve.api_key_file, or serve.host to 127.0.0.1.",
         )
 
 
-def _is_loopback(host: str) -> bool:
-    return all(ipaddress.ip_address(address).is_loopback for _, address in _addresses(host))
-
-
-def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    with contextlib.suppress(ValueError):
-        version = ipaddress.ip_address(host).version
-        return [(socket.AF_INET if version == 4 else socket.AF_INET6, host)]
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UsageError(
-            f"serve.host {host} is no address of this machine: {error.strerror}",
-            "Use 127.0.0.1, or an address that `ip address` lists.",
-        ) from error
-    return [(family, str(address[0]).split("%")[0]) for family, _, _, _, address in found]
-
-
 def take_port(host: str, port: int) -> int:
-    """The port to listen on: `port` where it is free, any free one for 0.
+    """The port to listen on: `port` where it is free, any free one for 0; raises as `listen`.
 
-    Raises ServerError naming who holds it, UsageError where it cannot be used at all. The engine
-    binds it later, so this is a check and no promise.
+    The engine binds it later, so this is a check and no promise.
     """
-    family, address = _addresses(host)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            probe.listen(1)  # two sockets may be bound with SO_REUSEADDR, but only one can listen
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise port_in_use(host, port) from error
-            raise UsageError(
-                f"cannot listen on {host}:{port}: {error.strerror}",
-                "Use a port of 1024 or above, and an address of this machine.",
-            ) from error
+    with listen(host, port) as probe:
         return int(probe.getsockname()[1])
 
 
-def port_in_use(host: str, port: int) -> ServerError:
-    """The error for a port that somebody else listens on."""
-    return ServerError(
-        f"port {port} of {host} is in use{_holder(port)}",
-        f"Use another one (--set serve.port={port + 1 if port < 65535 else 8080}, or 0 for any "
-        "free one); `deployer status` lists the servers deployer runs.",
+def check_memory(needed: Memory, serve: Serve, available: int, reserved: int = 0) -> None:
+    """Refuse a server that cannot fit; raises PlanError with the arithmetic (bytes in).
+
+    `reserved` is what others were promised, and no part of `available`.
+    """
+    if needed.total <= available:
+        return
+    where = "" if serve.numa_node is None else f" on NUMA node {serve.numa_node}"
+    promised = f" ({_gib(reserved)} more are promised to servers beside it)" if reserved else ""
+    raise PlanError(
+        f"serving needs {_gib(needed.total)} of memory and {_gib(available)} are available{where}"
+        f"{promised}: {_sum(needed, serve)}",
+        _what_fits(needed, serve, available),
     )
 
 
-def _holder(port: int) -> str:
-    """` by pid N (NAME)` where the process can be found, else ""."""
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            listens = connection.status == psutil.CONN_LISTEN
-            if listens and getattr(connection.laddr, "port", 0) == port and connection.pid:
-                return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
-    except psutil.Error:
-        pass
-    return ""
-
-
-def check_memory(needed: Memory, serve: Serve, available: int) -> None:
-    """Refuse a server that cannot fit; raises PlanError with the arithmetic (bytes in)."""
-    if needed.total <= available:
+def check_limit(needed: Memory, serve: Serve) -> None:
+    """Refuse a server that would be ended at its own limit; raises PlanError."""
+    limit = serve.memory_limit_gib
+    if limit is None or needed.total <= limit * (1 << 30):
         return
+    least = math.ceil(needed.total * 10 / (1 << 30)) / 10
     raise PlanError(
-        f"serving needs {_gib(needed.total)} of memory and {_gib(available)} are available: "
+        f"serving needs {_gib(needed.total)} of memory and serve.memory_limit_gib is {limit:g}: "
+        f"{_sum(needed, serve)}",
+        f"Raise serve.memory_limit_gib to {least:g} or more, or lower serve.parallel or "
+        "serve.context.",
+    )
+
+
+def _sum(needed: Memory, serve: Serve) -> str:
+    return (
         f"weights {_gib(needed.weights)} + cache {_gib(needed.cache)} ({serve.parallel} slots of "
-        f"{serve.context} tokens) + buffers {_gib(needed.buffers)}",
-        _what_fits(needed, serve, available),
+        f"{serve.context} tokens) + buffers {_gib(needed.buffers)}"
     )
 
 

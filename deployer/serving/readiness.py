@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,9 +9,12 @@ from dataclasses import dataclass
 import httpx
 import psutil
 
+from deployer.engine_metrics import read_engine_metrics
+
 POLL_SECONDS = 0.1
 QUICK = 5.0
-_COUNTS = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\S+)", re.MULTILINE)
+LEAST = 0.5
+"""Seconds that an answer is waited for, however little time is left."""
 
 
 class NotReady(Exception):
@@ -30,10 +32,10 @@ class Endpoint:
     metrics: str | None
     key: str | None = None
 
-    def client(self) -> httpx.Client:
+    def client(self, timeout: float = QUICK) -> httpx.Client:
         """A client that talks to the server directly, whatever proxies the user has set."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=QUICK, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
 
 def answer_one_token(endpoint: Endpoint, timeout: float) -> None:
@@ -41,8 +43,9 @@ def answer_one_token(endpoint: Endpoint, timeout: float) -> None:
 
     Raises NotReady with what is missing.
     """
+    timeout = max(LEAST, timeout)
     try:
-        with endpoint.client() as client:
+        with endpoint.client(min(QUICK, timeout)) as client:
             if endpoint.health and client.get(endpoint.health).status_code != 200:
                 raise NotReady("it is loading the model")
             _check_model(client, endpoint.model)
@@ -80,7 +83,7 @@ def _check_token(client: httpx.Client, model: str, timeout: float) -> None:
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 1,
     }
-    limits = httpx.Timeout(QUICK, read=max(1.0, timeout))
+    limits = httpx.Timeout(min(QUICK, timeout), read=timeout)
     answer = _json(client.post("/v1/chat/completions", json=request, timeout=limits))
     usage = answer.get("usage")
     if not isinstance(usage, dict) or not usage.get("completion_tokens"):
@@ -126,7 +129,6 @@ def is_idle(endpoint: Endpoint) -> bool:
         return False
     try:
         with endpoint.client() as client:
-            counts = _COUNTS.findall(client.get(endpoint.metrics).text)
+            return read_engine_metrics(client.get(endpoint.metrics).text).load == 0
     except httpx.HTTPError:
         return False
-    return bool(counts) and all(float(count) == 0 for count in counts)

@@ -4,7 +4,8 @@ servers/NAME/
   state.json      the record below, replaced atomically by the supervisor
   spec.json       what the supervisor of a detached server was asked to run
   lock            held by the supervisor as long as it lives; tells that the name is taken
-  engine.log      what the engine wrote; engine.log.1 is that of the start before
+  load.json       how busy the engine is, replaced by the supervisor every few seconds
+  engine.log      what the engine wrote; engine.log.1 and .2 are older parts
   supervisor.log  what the supervisor of a detached server wrote
 """
 
@@ -27,14 +28,18 @@ from deployer.serving.identity import peak_rss, start_mark
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped", "failed", "lost"]
 ALIVE: frozenset[str] = frozenset({"starting", "ready", "restarting", "draining"})
+FRESH = 15.0
+"""Seconds for which a measured load is shown."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ServerRecord(Record):
     """One server. `lost` means that its supervisor died without saying goodbye.
 
-    `ready_seconds` is the time from the start to the first token. `marks` identify the supervisor
-    and the engine beyond their pids. `peak_rss_bytes` and `uptime_s` are filled in by `status`.
+    `ready_seconds` is the time from the start to the first token. `last_cause` says why the engine
+    last ended by itself, or had to go. `marks` identify the supervisor and the engine beyond their
+    pids. `status` fills in `uptime_s`, `peak_rss_bytes`, and where the engine tells them the
+    requests that run and wait, and output tokens a second over the last minute.
     """
 
     name: str
@@ -47,9 +52,13 @@ class ServerRecord(Record):
     server: str
     model: str
     restarts: int = 0
+    last_cause: str | None = None
     ready_seconds: float | None = None
     uptime_s: float | None = None
     peak_rss_bytes: int | None = None
+    running: float | None = None
+    waiting: float | None = None
+    output_tokens_per_s: float | None = None
     drain_timeout: float = 0.0
     ready_at: float | None = None
     marks: dict[str, str | None] = Field(default_factory=dict)
@@ -69,6 +78,15 @@ class ServerRecord(Record):
         mark = self.marks.get("engine")
         pid = self.engine_pid
         return pid is not None and mark is not None and start_mark(pid) == mark
+
+
+class Load(Record):
+    """How busy an engine was `at` a time of the monotonic clock, as its metrics told."""
+
+    at: float
+    running: float | None
+    waiting: float | None
+    output_tokens_per_s: float | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,10 @@ class ServerFolder:
         return self.root / "lock"
 
     @property
+    def load_file(self) -> Path:
+        return self.root / "load.json"
+
+    @property
     def engine_log(self) -> Path:
         return self.root / "engine.log"
 
@@ -129,7 +151,17 @@ class ServerFolder:
             return record if record.state not in ALIVE else record.model_copy(update=_LOST)
         uptime = None if record.ready_at is None else round(time.monotonic() - record.ready_at, 1)
         peak = peak_rss(record.engine_pid) if record.engine_pid and record.engine_runs else None
-        return record.model_copy(update={"uptime_s": uptime, "peak_rss_bytes": peak})
+        seen = {"uptime_s": uptime, "peak_rss_bytes": peak, **self._load()}
+        return record.model_copy(update=seen)
+
+    def _load(self) -> dict[str, float | None]:
+        """How busy the engine is, {} where that was not measured lately."""
+        try:
+            load = Load.model_validate_json(self.load_file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        lately = 0 <= time.monotonic() - load.at < FRESH
+        return load.model_dump(exclude={"at"}) if lately else {}
 
 
 _LOST = {"state": "lost", "ready_at": None}

@@ -14,7 +14,7 @@ from typing import Any
 from deployer.artifacts import Bundle
 from deployer.durable import disk_error
 from deployer.errors import UsageError
-from deployer.exporting import RENDERERS, Deployment, Options
+from deployer.exporting import RENDERERS, UNMEASURED, Deployment, Options
 from deployer.footprint import Footprint
 from deployer.home import Home
 from deployer.progress import Progress
@@ -143,6 +143,7 @@ def _files(
 ) -> Exported:
     """The files of a renderer, in a folder that is there whole or not at all."""
     render = RENDERERS[target]
+    estimate = estimate or target in UNMEASURED
     taken = footprint(bundle, home, progress, estimate=True)
     files = dict(render(Deployment(bundle.manifest, taken, options)))
     if not estimate:  # what cannot be exported was refused before anything is started

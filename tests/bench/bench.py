@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import builds
+import part_gateway
 import part_llama_cpp
 import part_mixed
 import part_quantizers
@@ -40,6 +41,7 @@ PARTS: dict[str, ModuleType] = {
     "quantizers": part_quantizers,
     "scoring": part_scoring,
     "mixed": part_mixed,
+    "gateway": part_gateway,
 }
 """In the order in which they run: the first one empties the store before every build."""
 
@@ -108,7 +110,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of every llama.cpp server (3)")
     parser.add_argument("--builds", type=int, default=2, help="builds each way (2)")
     parser.add_argument(
-        "--turns", type=int, default=3, help="turns of either vLLM server, of scoring (3)"
+        "--turns",
+        type=int,
+        default=3,
+        help="turns of either vLLM server, of scoring; half of the gateway's (3)",
     )
     parser.add_argument("--quantizations", type=int, default=1, help="of each kind, each way (1)")
     parser.add_argument("--tokens", type=int, default=64, help="output tokens a request (64)")

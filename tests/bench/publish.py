@@ -32,8 +32,8 @@ def filled(chapter: str, table: str) -> str:
 
 def publish(folder: Path) -> None:
     comparison = read_comparison(folder)
-    shutil.rmtree(MEASURED, ignore_errors=True)
-    MEASURED.mkdir(parents=True)
+    shutil.rmtree(MEASURED / FIGURES, ignore_errors=True)  # what others measured lies there too
+    MEASURED.mkdir(parents=True, exist_ok=True)
     for name in (COMPARISON, TABLE, REPORT):
         text = (folder / name).read_text("utf-8")
         assert str(default_home().root) not in text, f"{name} names a folder of this machine"

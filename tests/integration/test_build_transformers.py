@@ -14,6 +14,7 @@ import httpx
 import pytest
 from command_line import gone, home_beside, must
 from guard import REPOSITORY
+from openai_contract import check_openai_contract
 
 from deployer import process
 from deployer.artifacts import Bundle
@@ -86,6 +87,7 @@ def test_nf4_weights_are_made_while_loading_measured_and_served(home: Home, tmp_
         for text, usage in answers:
             assert "Paris" in text
             assert usage["completion_tokens"] > 0
+        check_openai_contract(f"{record['endpoint']}/v1", "smollm2-nf4", logprobs=False)
     finally:
         must("stop", "smollm2-nf4", home=own)
     assert gone(record["engine_pid"])

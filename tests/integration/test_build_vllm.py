@@ -12,6 +12,7 @@ import httpx
 import pytest
 from command_line import deployer, gone, home_beside, must
 from guard import REPOSITORY
+from openai_contract import check_openai_contract
 
 from deployer.artifacts import Bundle, file_digest
 from deployer.home import Home
@@ -100,11 +101,15 @@ def test_four_bit_weights_are_made_measured_and_served(
         text, counted = streamed(record["endpoint"], "Water is important for life because", 32)
         assert len(WORDS & set(text.lower().split())) >= 2, text
         assert counted > 8
+        check_openai_contract(f"{record['endpoint']}/v1", name)
         ran = deployer(
             "loadtest", "--profile", "concurrent", "--users", "8", "--duration", "10",
             "--set", "loadtest.output_tokens=16", "--json", home=built_home,
         )  # fmt: skip
-        assert ran.code == 0, ran.err
+        # vLLM takes both cores, so the load generator may be late; no time is judged here.
+        problems = ran.document["client"]["problems"]
+        assert ran.code == (3 if problems else 0), ran.err
+        assert all("ms late" in problem for problem in problems)
         requests = ran.document["stages"][0]["requests"]
         assert requests["ok"] >= 8
         assert not requests["errors"]

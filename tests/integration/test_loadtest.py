@@ -79,7 +79,7 @@ def test_a_master_and_two_workers_make_the_same_kind_of_result(tmp_path):
     stage = made.stages[0]
     assert stage.requests.sent + stage.requests.warmup == asked
     assert (stage.target, stage.requests.failed, stage.requests.cutoff) == (6, 0, 0)
-    assert stage.duration_s == pytest.approx(3.0, abs=0.2)
+    assert stage.duration_s == pytest.approx(3.0, abs=0.5)
     assert stage.throughput.requests_per_s == pytest.approx(
         alone.stages[0].throughput.requests_per_s, rel=0.2
     )

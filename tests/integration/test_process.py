@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -138,3 +139,37 @@ def test_the_death_of_the_parent(tmp_path: Path, outlive_us: bool) -> None:
         os.kill(pid, signal.SIGKILL)
     else:
         assert gone(pid)
+
+
+def facts_of(log: Path, **placed: object) -> dict[str, str]:
+    """What the kernel says of a child that was placed so, and of the children it has itself."""
+    script = "cat /proc/self/status; tail -n 5 /proc/self/numa_maps"
+    child = process.spawn(shell(script), env=ENV, log_path=log, **placed)  # type: ignore[arg-type]
+    assert child.wait(10) == 0
+    lines = log.read_text().splitlines()
+    facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    policies = {line.split()[1] for line in lines if re.match(r"[0-9a-f]{8,} ", line)}
+    return {**facts, "policies": " ".join(policies)}
+
+
+def test_a_program_runs_on_its_cpus_with_all_it_starts(log: Path) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    assert facts_of(log, cpus=allowed[-1:])["Cpus_allowed_list"] == str(allowed[-1])
+    assert os.sched_getaffinity(0) == set(allowed), "ours are as they were"
+
+
+@pytest.mark.skipif(not Path("/sys/devices/system/node/node0").exists(), reason="no NUMA node")
+def test_a_program_takes_memory_of_its_node_alone(log: Path, tmp_path: Path) -> None:
+    try:
+        facts = facts_of(log, memory_node=0)
+    except CommandError:
+        pytest.skip("memory policies are forbidden here")
+    assert "bind:0" in facts["policies"]
+    assert "bind" not in facts_of(tmp_path / "other.log")["policies"]
+
+
+@pytest.mark.parametrize("placed", [{"cpus": (100_000,)}, {"memory_node": 1000}])
+def test_a_placement_that_cannot_be_is_told(log: Path, placed: dict[str, object]) -> None:
+    with pytest.raises(CommandError, match="on the CPUs and the NUMA node") as caught:
+        process.spawn(shell("true"), env=ENV, log_path=log, **placed)  # type: ignore[arg-type]
+    assert "serve.cores" in caught.value.hint

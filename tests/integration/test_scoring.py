@@ -190,6 +190,7 @@ def test_a_wrong_rope_theta_is_stopped_by_the_gate(
     assert "perplexity is" in found
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_wrong_rope_theta_of_a_checkpoint_is_found_by_the_other_engine(
     references: Any, demo_checkpoint: Path, work: Any, tmp_path: Path

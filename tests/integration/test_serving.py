@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -19,10 +19,14 @@ import pytest
 
 from deployer import serving
 from deployer.artifacts import Bundle, Manifest
-from deployer.errors import ServerError
+from deployer.errors import PlanError, ServerError, ServerExited
 from deployer.home import Home
+from deployer.machine import available_memory
+from deployer.process import Child
 from deployer.recipe import Serve
 from deployer.serving import ServerRecord
+from deployer.serving.spec import Patience
+from deployer.serving.state import ServerFolder
 
 pytestmark = pytest.mark.integration
 
@@ -258,3 +262,144 @@ def test_unknown_extra_arguments_are_named(own_home: Home, bundle: Bundle) -> No
     with pytest.raises(ServerError, match="does not accept its arguments") as caught:
         serving.start(bundle, settings, own_home, detach=True)
     assert "--nonsense" in caught.value.message
+
+
+HASTE = Patience(
+    check_every=0.5, hung_after=3.0, idle_probe=1.0, stuck_after=3.0, memory_every=0.2,
+    first_pause=0.2, longest_pause=0.4, limited=2,
+)  # fmt: skip
+"""Everything in seconds that takes up to minutes else."""
+
+
+@pytest.fixture
+def hasty(own_home: Home, bundle: Bundle) -> Iterator[Callable[..., ServerRecord]]:
+    """Start a server whose supervisor has little patience; killed at the end if it still runs."""
+    children: list[Child] = []
+
+    def start(memory_limit: int | None = None, **changes: object) -> ServerRecord:
+        spec = serving.prepare(bundle, serve_settings(**changes), own_home, name="demo")
+        spec = replace(spec, patience=HASTE, memory_limit=memory_limit)
+        folder = ServerFolder.of(own_home, "demo")
+        children.append(serving.spawn_supervisor(spec, folder, outlive_us=False))
+        return serving.await_ready(children[-1], spec, folder, lambda _seconds: None)
+
+    yield start
+    for child in children:
+        child.stop(grace=5.0)
+
+
+def record_when(
+    home: Home, holds: Callable[[ServerRecord], bool], seconds: float = 60.0
+) -> ServerRecord:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        (record,) = serving.status(home, "demo")
+        if holds(record):
+            return record
+        time.sleep(0.05)
+    raise AssertionError(f"never happened; last: {record}")
+
+
+def test_a_stopped_engine_is_found_killed_and_answers_again(
+    own_home: Home, hasty: Callable[..., ServerRecord]
+) -> None:
+    first = hasty()
+    assert first.engine_pid is not None
+    time.sleep(3 * HASTE.idle_probe)
+    assert serving.status(own_home)[0].restarts == 0, "an idle one is asked, and lives"
+    stopped = time.monotonic()
+    os.kill(first.engine_pid, signal.SIGSTOP)
+    again = record_when(own_home, lambda r: r.restarts == 1 and r.state == "ready")
+    print(f"stopped, found and ready again after {time.monotonic() - stopped:.1f} s")
+    assert again.last_cause == "hung"
+    assert not is_running(first.engine_pid)
+    assert "Paris" in stream_chat(again.endpoint, QUESTION, 8).text
+
+
+def test_a_killed_engine_cuts_streams_openly_and_is_started_again(
+    own_home: Home, hasty: Callable[..., ServerRecord]
+) -> None:
+    first = hasty()
+    assert first.engine_pid is not None
+    pid = first.engine_pid
+    stream = stream_chat(first.endpoint, "Tell a story.", 300, lambda: os.kill(pid, signal.SIGKILL))
+    killed = time.monotonic()
+    assert stream.text
+    assert not stream.done, "no end that was none"
+    assert "RemoteProtocolError" in stream.error or "ReadError" in stream.error
+    again = record_when(own_home, lambda r: r.restarts == 1 and r.state == "ready")
+    print(f"killed and ready again after {time.monotonic() - killed:.1f} s")
+    assert again.last_cause == "killed"
+    assert stream_chat(again.endpoint, QUESTION, 8).done
+
+
+@pytest.mark.faults
+def test_a_saturated_engine_is_left_alone(
+    own_home: Home, hasty: Callable[..., ServerRecord]
+) -> None:
+    """Three times as many streams as slots, for longer than any patience lasts."""
+    record = hasty(parallel=2)
+    started = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        futures = [
+            pool.submit(stream_chat, record.endpoint, f"Tell story {n}.", 100) for n in range(6)
+        ]
+        busy = record_when(own_home, lambda r: (r.running or 0) == 2 and (r.waiting or 0) > 0)
+        streams = [future.result() for future in futures]
+    print(f"saturated for {time.monotonic() - started:.1f} s")
+    assert [(s.done, s.error) for s in streams] == [(True, "")] * 6
+    now = record_when(own_home, lambda r: r.running == 0 and bool(r.output_tokens_per_s))
+    assert (now.restarts, now.engine_pid) == (0, busy.engine_pid)
+
+
+def test_a_second_sigterm_under_load_ends_it_at_once(
+    own_home: Home, hasty: Callable[..., ServerRecord]
+) -> None:
+    record = hasty(drain_timeout=60)
+    started = threading.Semaphore(0)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(stream_chat, record.endpoint, f"Tell story {n}.", 400, started.release)
+            for n in range(2)
+        ]
+        assert started.acquire(timeout=30)
+        os.kill(record.supervisor_pid, signal.SIGTERM)
+        record_when(own_home, lambda r: r.state == "draining")
+        os.kill(record.supervisor_pid, signal.SIGTERM)
+        ended = time.monotonic()
+        assert not any(future.result().done for future in futures)
+    while not nothing_left(record):
+        assert time.monotonic() - ended < 5
+        time.sleep(0.02)
+    assert serving.status(own_home, "demo")[0].state == "stopped"
+
+
+@pytest.mark.faults
+def test_a_server_runs_on_its_cores_with_a_thread_for_each(
+    hasty: Callable[..., ServerRecord],
+) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    record = hasty(cores=str(cpu), threads=None)
+    assert record.engine_pid is not None
+    tasks = Path(f"/proc/{record.engine_pid}/task")
+    assert all(os.sched_getaffinity(int(task.name)) == {cpu} for task in tasks.iterdir())
+    argv = psutil.Process(record.engine_pid).cmdline()
+    assert argv[argv.index("--threads") + 1] == "1"
+
+
+def test_a_server_over_its_memory_limit_at_the_start_is_not_repeated(
+    own_home: Home, hasty: Callable[..., ServerRecord]
+) -> None:
+    with pytest.raises(ServerExited, match=r"it held \S+ GiB, and serve\.memory_limit_gib"):
+        hasty(memory_limit=40 << 20)
+    (record,) = serving.status(own_home)
+    assert (record.state, record.last_cause) == ("failed", "over its memory limit")
+
+
+def test_memory_that_others_were_promised_is_not_given_twice(
+    own_home: Home, bundle: Bundle
+) -> None:
+    first = serving.prepare(bundle, serve_settings(), own_home)
+    assert first.memory_bytes > bundle.manifest.size_bytes
+    with pytest.raises(PlanError, match=r"\(\d+\.\d\d GiB more are promised to servers beside it"):
+        serving.prepare(bundle, serve_settings(), own_home, reserved=available_memory())

@@ -101,6 +101,7 @@ def test_an_adapter_is_served_beside_the_model_under_its_own_name(
     assert said["tuned"] != said["demo"]
 
 
+@pytest.mark.faults
 def test_a_damaged_checkpoint_ends_with_the_cause_and_the_log(
     own_home: Home, demo_checkpoint: Path, tmp_path: Path
 ) -> None:

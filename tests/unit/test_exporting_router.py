@@ -33,6 +33,12 @@ def test_every_server_has_a_name_and_a_port_and_the_router_knows_them_all() -> N
     assert started[started.index("--port") + 1] == "8000"
 
 
+def test_cores_of_the_recipe_do_not_stand_against_those_of_a_replica() -> None:
+    script = router.render(deployment(serve={"cores": "0-3"}, options=TWO))["start-replicas.sh"]
+    assert '--set serve.api_key_file=null --set serve.cores=null "$@"\n' in script
+    assert "serve.cores" not in router.render(deployment(options=TWO))["start-replicas.sh"]
+
+
 def test_the_release_of_the_router_is_the_locked_one() -> None:
     lock = SPECS["vllm-router"].lock_path.read_text(encoding="utf-8")
     assert f"vllm-router=={router.RELEASE} " in lock

@@ -43,6 +43,11 @@ def test_the_command_serves_the_bundle_with_what_was_measured() -> None:
     }
 
 
+def test_cpus_and_nodes_of_another_machine_are_let_go() -> None:
+    made = deployment(serve={"cores": "0-3", "numa_node": 1})
+    assert overrides(made).items() >= {"serve.cores": "null", "serve.numa_node": "null"}.items()
+
+
 def test_limits_and_times_are_those_of_sizing() -> None:
     made = deployment()
     found = settings(made)

@@ -147,6 +147,24 @@ def test_a_cache_of_a_given_size_is_lowered_itself() -> None:
     assert "--set serve.vllm.kv_cache_gib=2 " in caught.value.hint
 
 
+def test_what_others_were_promised_and_the_node_are_told() -> None:
+    with pytest.raises(PlanError) as caught:
+        preflight.check_memory(Memory(2 * GIB, 0, 0), Serve(numa_node=1), GIB, reserved=3 * GIB)
+    assert caught.value.message.startswith(
+        "serving needs 2.00 GiB of memory and 1.00 GiB are available on NUMA node 1 (3.00 GiB more "
+        "are promised to servers beside it): weights"
+    )
+
+
+def test_a_limit_below_what_is_needed_is_refused() -> None:
+    needed = Memory(2 * GIB, GIB, GIB // 4)
+    preflight.check_limit(needed, Serve())
+    preflight.check_limit(needed, Serve(memory_limit_gib=3.25))
+    with pytest.raises(PlanError, match=r"needs 3\.25 GiB .*memory_limit_gib is 3: wei") as caught:
+        preflight.check_limit(needed, Serve(memory_limit_gib=3))
+    assert "memory_limit_gib to 3.3 or more" in caught.value.hint
+
+
 def test_weights_alone_too_large() -> None:
     with pytest.raises(PlanError) as caught:
         preflight.check_memory(Memory(2 * GIB, 0, GIB), Serve(), available=GIB)

@@ -13,10 +13,11 @@ from deployer import serving
 from deployer.errors import UsageError
 from deployer.home import Home
 from deployer.serving import causes
+from deployer.serving.engine_log import EngineLog
 from deployer.serving.identity import peak_rss, start_mark
 from deployer.serving.launching import local_url
-from deployer.serving.state import ServerFolder, ServerRecord
-from deployer.serving.supervisor import Spec
+from deployer.serving.spec import Patience, Spec
+from deployer.serving.state import FRESH, Load, ServerFolder, ServerRecord
 
 
 @pytest.fixture
@@ -51,11 +52,25 @@ def test_a_running_server_has_uptime_and_memory(home: Home) -> None:
     assert shown.peak_rss_bytes is None or shown.peak_rss_bytes > 1 << 20
 
 
+def test_how_busy_it_is_is_shown_only_while_that_is_fresh(home: Home) -> None:
+    folder = put(home, record(last_cause="hung"))
+    assert serving.status(home)[0].running is None
+    for age, shown in ((0.0, (2.0, 1.0, 9.5)), (FRESH + 1, (None, None, None))):
+        load = Load(at=time.monotonic() - age, running=2, waiting=1, output_tokens_per_s=9.5)
+        folder.load_file.write_text(json.dumps(load.as_json()))
+        (now,) = serving.status(home)
+        assert (now.running, now.waiting, now.output_tokens_per_s) == shown
+        assert now.last_cause == "hung"
+    folder.load_file.write_text("half a docu")
+    assert serving.status(home)[0].running is None
+
+
 def test_json_has_the_promised_fields_and_no_internal_ones() -> None:
     shown = json.loads(json.dumps(record().as_json()))
     promised = {
         "name", "endpoint", "supervisor_pid", "engine_pid", "bundle", "log", "state", "restarts",
-        "uptime_s", "ready_seconds", "peak_rss_bytes",
+        "uptime_s", "ready_seconds", "peak_rss_bytes", "last_cause", "running", "waiting",
+        "output_tokens_per_s",
     }  # fmt: skip
     assert promised <= set(shown)
     assert not {"marks", "ready_at", "drain_timeout"} & set(shown)
@@ -175,23 +190,46 @@ def test_causes(returncode: int, text: str, cause: str, retry: bool) -> None:
 def test_the_error_ends_with_the_logs_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     log.write_text("old: out of memory\n")
-    start = log.stat().st_size
+    written = EngineLog(log, 1 << 20)
+    written.begin()
     with log.open("a") as stream:
         stream.write("".join(f"line {n}\n" for n in range(20)))
-    text = causes.log_text(log, start)
+    text = written.text()
     assert "old" not in text
     error = causes.exited(causes.explain(3, text), 3, log, text)
     assert error.message.startswith("the server ended (exit status 3)\n  | line 12\n")
     assert error.message.endswith("  | line 19")
     assert str(log) in error.hint
-    assert causes.log_text(tmp_path / "absent", 0) == ""
+
+
+def test_what_a_log_says_of_a_request_is_no_reason_against_a_new_start() -> None:
+    text = "got exception: invalid argument, and No module named 'x'"
+    assert not causes.explain(1, text).retry
+    assert causes.explain(1, text, served=True).name == "unknown"
+    assert causes.explain(-6, "std::bad_alloc", served=True).name == "out of memory"
+
+
+def test_a_kill_while_memory_ran_out_is_told_from_any_other() -> None:
+    starved = causes.explain(-9, "", served=True, starved=True)
+    assert (starved.name, starved.retry) == ("out of memory", False)
+    assert causes.explain(-11, "", served=True, starved=True).name == "unknown"
+
+
+def test_an_end_that_was_ours_shows_no_signal(tmp_path: Path) -> None:
+    cause = causes.over_limit(3 << 30, 2 << 30)
+    message = causes.exited(cause, 0, tmp_path / "log", "last words\n").message
+    assert message == (
+        "the server was ended: it held 3.00 GiB, and serve.memory_limit_gib is 2\n  | last words"
+    )
 
 
 def test_a_spec_survives_its_file_and_holds_no_key(tmp_path: Path) -> None:
     spec = Spec(
-        name="n", server="s", argv=("a", "b"), url="http://127.0.0.1:1", port=1, model="m",
-        bundle="b", ready_timeout=1.0, drain_timeout=1.0, drains=True, health=None, metrics=None,
-        key_file="/keys", env={"A": "b"},
+        name="n", engine="e", server="s", argv=("a", "b"), url="http://127.0.0.1:1", port=1,
+        model="m", bundle="b", slots=2, context=64, memory_bytes=3, ready_timeout=1.0,
+        drain_timeout=1.0, drains=True, health=None, metrics=None, key_file="/keys",
+        env={"A": "b"}, cores=(0, 3), numa_node=1, memory_limit=5,
+        patience=Patience(check_every=1.0),
     )  # fmt: skip
     spec.write(tmp_path / "spec.json")
     assert Spec.read(tmp_path / "spec.json") == spec

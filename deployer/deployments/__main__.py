@@ -1,0 +1,42 @@
+"""`python -m deployer.deployments FOLDER`: the supervisor of a detached deployment."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deployer.deployments.spec import DeploymentSpec
+from deployer.deployments.state import DeploymentFolder
+from deployer.deployments.supervisor import DeploymentSupervisor
+from deployer.errors import DeployerError
+from deployer.home import Home
+from deployer.progress import Silent
+
+
+class Log(Silent):
+    """Standard error, which is supervisor.log: a line with its time for whatever changes."""
+
+    def note(self, message: str) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        with contextlib.suppress(OSError):  # a full disk
+            sys.stderr.write(f"{now} {message}\n")
+            sys.stderr.flush()
+
+    warn = note
+
+
+def main() -> int:
+    folder = DeploymentFolder(Path(sys.argv[1]))
+    try:
+        spec = DeploymentSpec.read(folder.spec_file)
+        DeploymentSupervisor(spec, Home(folder.root.parents[1]), Log()).run()
+    except DeployerError as error:
+        sys.stderr.write(f"{error.message}\n")  # into supervisor.log
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

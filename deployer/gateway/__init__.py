@@ -1,0 +1,1 @@
+"""The gateway: one HTTP server in front of a deployment's engines."""
