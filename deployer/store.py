@@ -206,7 +206,7 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
 def _unchanged(root: Path, entry: FileEntry, mtime_ns: int | None) -> bool:
     try:
         status = (root / entry.path).stat()
-    except OSError:
+    except (OSError, ValueError):  # a damaged record may name what is no path at all
         return False
     if status.st_size != entry.size:
         return False

@@ -1,7 +1,8 @@
 """What every test stands on: a home of its own, no process, no network, nothing in the user's home.
 
-A test marked `integration`, `faults` or `soak` may start processes; any other that tries fails on the spot, with the
-reason. The guard is an audit hook of the interpreter, so no path around it stays open by accident.
+A test marked `integration`, `faults` or `soak` may start processes; any other that tries fails on
+the spot, with the reason. The guard is an audit hook of the interpreter, so no path around it stays
+open by accident.
 """
 
 from __future__ import annotations

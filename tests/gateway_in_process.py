@@ -102,7 +102,7 @@ class FakeEngine:
     ) -> None:
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n"
+            b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         )
         if told != "error-first":
             write_event(writer, {"choices": [{"delta": {"role": "assistant", "content": None}}]})
@@ -145,7 +145,7 @@ def write_event(writer: asyncio.StreamWriter, event: dict[str, Any]) -> None:
 
 def write_whole(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    writer.write(head.encode() + b"\r\n\r\n" + body)
+    writer.write(head.encode() + b"\r\nConnection: close\r\n\r\n" + body)
 
 
 def upstream(name: str, url: str, **changes: Any) -> Upstream:

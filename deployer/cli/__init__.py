@@ -41,8 +41,8 @@ from deployer.home import default_home
 
 COMMANDS = (
     plan, build, evaluate, sensitivity, serve, status, top, logs, reload, stop, loadtest, tasks,
-    compare, recommend, inspect, verify, sign, key, export, import_bundle, doctor, toolchain, schema,
-    completion,
+    compare, recommend, inspect, verify, sign, key, export, import_bundle, doctor, toolchain,
+    schema, completion,
 )  # fmt: skip
 
 

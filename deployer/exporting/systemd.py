@@ -94,8 +94,8 @@ def _unit(deployment: Deployment) -> str:
         "Unit": [
             f"Description={_escaped(deployment.manifest.name)}, served by deployer",
             *_after(deployment.options.host),
-            "# deployer itself starts an engine that ended again, with growing pauses, three times",
-            "# a minute. What goes beyond that is left to systemd.",
+            "# deployer itself starts an engine that ended again, with growing pauses. What it",
+            "# gives up is left to systemd.",
             "StartLimitIntervalSec=15min",
             "StartLimitBurst=5",
         ],

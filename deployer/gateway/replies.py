@@ -94,6 +94,7 @@ class StreamReply:
     ) -> None:
         self.response = response
         self.begun = False
+        self._ended = False
         self.writing: float | None = None
         self._request = request
         self._chunked = request.version >= HttpVersion11
@@ -131,7 +132,10 @@ class StreamReply:
             raise ClientLeft from error
 
     async def end(self, refusal: Refusal | None = None) -> None:
-        """End the body, with an error as its last event where something went wrong."""
+        """End the body, once, with an error as its last event where something went wrong."""
+        ended, self._ended = self._ended, True
+        if ended:
+            return
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             task.uncancel()  # what is said now is short, and nobody else can say it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -18,6 +19,9 @@ from deployer.gateway.routing import Upstream
 from deployer.gateway.watch import message_of
 
 CONNECT_SECONDS = 2.0
+IDLE_SECONDS = 2.0
+END_SECONDS = 0.1
+"""How long the end of a body is waited for behind the end mark, so that its connection can stay."""
 MAX_ANSWER = 64 << 20
 """Bytes of an answer that is not streamed, above which the engine is taken for broken."""
 MAX_REFUSAL = 1 << 20
@@ -48,11 +52,12 @@ class Failed(Exception):
 def make_session() -> aiohttp.ClientSession:
     """The client for engines; to be closed at the end.
 
-    Connections are not kept: llama.cpp serves each from a thread, of which it has two more than
-    slots, and a connection that idles holds its thread. On the loopback a new one costs 0.1 ms.
+    Connections are kept for a short while. llama.cpp serves each from a thread, of which it has two
+    more than slots; as no more requests than slots run, there are no more connections than that
+    either. Engines close idle ones after 5 s: ours are gone before, so no request meets the end.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept-Encoding": "identity"},
         auto_decompress=False,
@@ -98,8 +103,15 @@ class Answer:
                 raise Failed("upstream_error", server_failed(f"sent more than {most >> 20} MiB"))
         return bytes(parts)
 
+    async def finish(self) -> None:
+        """Read what is left behind the end mark, so that the connection can be used again."""
+        with contextlib.suppress(Failed, TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                while await self.read():
+                    pass
+
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, unless all of the answer was read."""
         self._timer.cancel()
         self._response.close()
 
@@ -124,7 +136,7 @@ async def answer_of(
 ) -> AsyncIterator[Answer]:
     """Post a request and give its answer.
 
-    Leaving the context closes the connection, so that the engine stops working on the request.
+    Leaving the context before the end closes the connection, so that the engine stops its work.
     `silence` is how long nothing may come, in seconds. Raises Failed, and Refusal where the engine
     says that the request is wrong.
     """

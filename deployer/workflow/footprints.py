@@ -25,6 +25,7 @@ from deployer.loadtest.host import describe
 from deployer.machine import usable_cores
 from deployer.progress import Progress, Step
 from deployer.recipe import Serve, override_recipe
+from deployer.recipe.serve import cpu_list
 from deployer.serving import ServerRecord
 from deployer.workflow.running import describe_server
 from deployer.workflow.served import on_loopback, served
@@ -108,7 +109,7 @@ def _measured(
         device=device,
         context=serve.context,
         parallel=serve.parallel,
-        threads=serve.threads or usable_cores(),
+        threads=serve.threads or usable_cores(cpu_list(serve.cores) if serve.cores else None),
         machine=describe().cpu,
         taken=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )

@@ -79,9 +79,9 @@ def only_running(home: Home) -> str:
         return (whole + alone)[0]
     if not whole and not alone:
         raise UsageError("no server runs", "Start one: deployer serve --detach")
-    raise UsageError(
-        f"{len(whole) + len(alone)} run: {', '.join(whole + alone)}", "Name one of them."
-    )
+    what = "servers and deployments" if whole else "servers"
+    names = ", ".join(whole + alone)
+    raise UsageError(f"{len(whole) + len(alone)} {what} run: {names}", "Name one of them.")
 
 
 def stop(name: str, home: Home, progress: Progress) -> Records:

@@ -71,6 +71,8 @@ class _Client(asyncio.Protocol):
     async def ask(self, request: bytes) -> Stream:
         self.rest, self.stream = b"", Stream(time.monotonic())
         self.ended = asyncio.get_running_loop().create_future()
+        if self.transport.is_closing():
+            return self.stream
         self.transport.write(request)
         await self.ended
         return self.stream
@@ -140,9 +142,10 @@ def in_turns(asked: Sequence[tuple[str, bytes]], rounds: int) -> list[list[float
         for number in range(WARM_UP + rounds):
             places = range(len(asked)) if number % 2 == 0 else reversed(range(len(asked)))
             for place in places:
-                if clients[place].transport.is_closing():  # some servers keep none for long
-                    clients[place] = await _open(asked[place][0])
                 stream = await clients[place].ask(asked[place][1])
+                if not stream.status:  # the server did not keep the connection: a new one
+                    clients[place] = await _open(asked[place][0])
+                    stream = await clients[place].ask(asked[place][1])
                 if not stream.whole or stream.ttft is None:
                     raise BenchError(f"{asked[place][0]}: status {stream.status}, not whole")
                 if number >= WARM_UP:

@@ -230,7 +230,8 @@ def test_a_client_that_leaves_frees_its_slot(engine: ServerRecord, shared: Proce
     with shared.client() as client:
         body = request("Tell a long story.", 400, stream=True)
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # held: without it httpx would close the connection
+            next(lines)
             await_(lambda: running_at(engine) == 1, 5)
         await_(lambda: running_at(engine) == 0, 5)
 

@@ -218,6 +218,7 @@ def test_each_request_is_a_span_within_its_client_s_trace(gateway: Running) -> N
     assert PROMPT.encode() not in sent_bytes and ANSWER.encode() not in sent_bytes
 
 
+@pytest.mark.faults
 def test_a_dead_collector_holds_nothing_up() -> None:
     """Its own interpreter, since tracing changes what the whole process logs."""
     program = """

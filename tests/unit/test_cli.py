@@ -293,7 +293,7 @@ def test_another_error_of_the_system_is_a_bug(
 
 def test_a_home_of_nobody_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEPLOYER_HOME", "~no-such-user-at-all/home")
-    assert run("status", "--json").document == {"servers": []}
+    assert run("status", "--json").document == {"servers": [], "deployments": []}
 
 
 def test_names_that_are_no_text_are_shown_somehow(run: Run) -> None:
@@ -393,7 +393,7 @@ def test_a_server_that_fails_later_adds_no_second_document(
 
 
 def test_status_lists_servers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("status", "--json").document == {"servers": []}
+    assert run("status", "--json").document == {"servers": [], "deployments": []}
     assert "No server runs" in run("status").out
     records = [RECORD, RECORD.model_copy(update={"uptime_s": 5.0, "peak_rss_bytes": 10**9})]
     monkeypatch.setattr(serving, "status", lambda home, name=None: records)

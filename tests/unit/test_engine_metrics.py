@@ -31,21 +31,26 @@ llamacpp:n_busy_slots_per_decode 1
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
-vllm:num_requests_running{engine="0",model_name="demo"} 4.0
-vllm:num_requests_running{engine="1",model_name="demo"} 1.0
-vllm:num_requests_waiting{engine="0",model_name="demo"} 0.0
-vllm:num_requests_waiting_by_reason{engine="0",model_name="demo",reason="capacity"} 7.0
-vllm:kv_cache_usage_perc{engine="0",model_name="demo"} 0.25
-vllm:kv_cache_usage_perc{engine="1",model_name="demo"} 0.5
-vllm:prompt_tokens_total{engine="0",model_name="demo"} 120.0
-vllm:prompt_tokens_created{engine="0",model_name="demo"} 1.7955e+09
-vllm:generation_tokens_total{engine="0",model_name="a } b"} 64.0
-vllm:request_success_total{engine="0",finished_reason="stop",model_name="demo"} 2.0
-vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"} 3.0
-vllm:iteration_tokens_total_bucket{engine="0",le="1.0",model_name="demo"} 9.0
-vllm:iteration_tokens_total_count{engine="0",model_name="demo"} 65.0
+vllm:num_requests_running{engine="0",model_name="smollm2-bf16"} 0.0
+vllm:num_requests_waiting{engine="0",model_name="smollm2-bf16"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="smollm2-bf16",reason="capacity"} 0.0
+vllm:kv_cache_usage_perc{engine="0",model_name="smollm2-bf16"} 0.0
+vllm:prompt_tokens_total{engine="0",model_name="smollm2-bf16"} 62.0
+vllm:prompt_tokens_created{engine="0",model_name="smollm2-bf16"} 1.795390591306289e+09
+vllm:generation_tokens_total{engine="0",model_name="smollm2-bf16"} 21.0
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="smollm2-bf16"} 0.0
+vllm:request_success_total{engine="0",finished_reason="length",model_name="smollm2-bf16"} 2.0
+vllm:iteration_tokens_total_bucket{engine="0",le="1.0",model_name="smollm2-bf16"} 19.0
+vllm:iteration_tokens_total_count{engine="0",model_name="smollm2-bf16"} 21.0
+vllm:iteration_tokens_total_sum{engine="0",model_name="smollm2-bf16"} 83.0
 process_cpu_seconds_total 12.5
 """
+SECOND = """\
+vllm:num_requests_running{engine="1",model_name="a } 9 b"} 5.0
+vllm:kv_cache_usage_perc{engine="1",model_name="a } 9 b"} 0.5
+vllm:request_success_total{engine="1",finished_reason="stop",model_name="a } 9 b"} 3.0
+"""
+"""What a data-parallel vLLM adds; made up."""
 
 
 def test_llama_cpp() -> None:
@@ -61,11 +66,15 @@ def test_llama_cpp_after_a_million_tokens() -> None:
     assert read_engine_metrics(long).output_tokens == 1234570
 
 
-def test_vllm_of_two_engines() -> None:
+def test_vllm() -> None:
     assert read_engine_metrics(VLLM) == EngineMetrics(
-        running=5, waiting=0, prompt_tokens=120, output_tokens=64, requests=5, cache_used=0.5,
-        steps=65,
-    )  # fmt: skip
+        running=0, waiting=0, prompt_tokens=62, output_tokens=21, requests=2, cache_used=0, steps=21
+    )
+
+
+def test_vllm_of_two_engines() -> None:
+    both = read_engine_metrics(VLLM + SECOND)
+    assert (both.running, both.requests, both.cache_used) == (5, 5, 0.5)
 
 
 def test_who_tells_nothing_has_nothing() -> None:

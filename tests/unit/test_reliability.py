@@ -6,7 +6,6 @@ memory are judged.
 
 from __future__ import annotations
 
-import ast
 import json
 import random
 import re
@@ -40,8 +39,8 @@ def document() -> str:
 
 @cache
 def functions_of(name: str) -> frozenset[str]:
-    tree = ast.parse((ROOT / "tests" / name).read_text(encoding="utf-8"))
-    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    text = (ROOT / "tests" / name).read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^def (\w+)\(", text, re.MULTILINE))
 
 
 def test_every_test_it_names_is_there() -> None:
@@ -96,7 +95,7 @@ def test_only_what_tells_the_time_asks_for_it() -> None:
 # Broken inputs
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(8))
 def test_one_seed_gives_one_input(seed: int) -> None:
     tree = {"a": [1, {"b": "c"}], "d": {"e": None}}
 

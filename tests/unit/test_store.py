@@ -181,6 +181,12 @@ def damage_record_without_info(root: Path, record: Path) -> None:
     record.write_text('{"files": [], "mtime_ns": {}}', encoding="utf-8")
 
 
+def damage_record_of_no_path(root: Path, record: Path) -> None:
+    record.write_text(
+        record.read_text(encoding="utf-8").replace("model.gguf", "\\u0000"), encoding="utf-8"
+    )
+
+
 DAMAGES = [value for name, value in list(globals().items()) if name.startswith("damage_")]
 
 

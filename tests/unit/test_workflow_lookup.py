@@ -56,7 +56,7 @@ def test_a_deployments_servers_are_part_of_it(home: Home) -> None:
     with pytest.raises(UsageError, match=r"chat\.q4\.1 is a server of the deployment chat"):
         lookup.stop("chat.q4.1", home, SILENT)
     served(home, "other")
-    with pytest.raises(UsageError, match="2 run: chat, other"):
+    with pytest.raises(UsageError, match="2 servers and deployments run: chat, other"):
         lookup.only_running(home)
 
 

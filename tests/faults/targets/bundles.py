@@ -173,7 +173,7 @@ def _loose(rng: random.Random) -> bytes:
         if rng.random() < 0.4:
             misplace(rng, files, name)
         elif name == MANIFEST:
-            files[name] = mutate_json(rng, json.loads(files[name]))
+            files[name] = mutate_json(rng, json.loads(_bundle_file(name)))
         else:
             files[name] = mutate_bytes(rng, files[name])
     return pack(files)

@@ -34,7 +34,8 @@ def lay_out(data: bytes, folder: Path) -> dict[str, bytes]:
     for name, content in files.items():
         path = folder / name
         if content.startswith(LINK):
-            path.symlink_to(os.fsdecode(content.removeprefix(LINK)))
+            to = content.removeprefix(LINK).replace(b"\0", b"")
+            path.symlink_to(os.fsdecode(to[:200] or b"absent"))
         elif content == FOLDER:
             path.mkdir()
         else:
