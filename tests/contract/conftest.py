@@ -1,5 +1,5 @@
 """The contract suites share the integration tests' deployer home and demo model."""
 
-from integration.conftest import demo_bundle, demo_checkpoint, demo_gguf, home, work
+from integration.conftest import demo_checkpoint, demo_gguf, home, work
 
-__all__ = ["demo_bundle", "demo_checkpoint", "demo_gguf", "home", "work"]
+__all__ = ["demo_checkpoint", "demo_gguf", "home", "work"]
