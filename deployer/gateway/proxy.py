@@ -171,8 +171,6 @@ class Proxy:
                     raise broken
                 attempt.kind = "ok" if broken is None else broken.kind
                 await reply.end(None if broken is None else broken.refusal)
-                if broken is None:
-                    await answer.finish()
             except ClientLeft:
                 attempt.kind = "cancelled"
             except asyncio.CancelledError:

@@ -205,6 +205,16 @@ def test_answers_are_the_engines_own(engine: ServerRecord, model: str, shared: P
     assert 'deployer_tokens_total{direction="output",route="chat",server="demo"} 48.0' in text
 
 
+def test_many_short_streams_one_after_another_are_all_answered(shared: Process) -> None:
+    """llama.cpp ends connections without saying so; no request of ours may meet such an end."""
+    with shared.client() as client:
+        for number in range(80):
+            asked = request(f"{number}: hello", 2, stream=True)
+            answer = client.post("/v1/chat/completions", json=asked)
+            assert answer.status_code == 200, answer.text
+            assert answer.text.endswith("data: [DONE]\n\n")
+
+
 def test_what_else_the_engine_offers_is_out_of_reach(engine: ServerRecord, shared: Process) -> None:
     with shared.client() as client:
         for path in CLOSED:
