@@ -191,11 +191,11 @@ def test_a_crashed_engine_is_started_again_as_often_as_it_comes_up(
     folder: ServerFolder, detached: Callable[[Spec], Child]
 ) -> None:
     detached(spec_for(free_port(), "crash", "--after", "0.05"))
-    again = wait_for(folder, lambda r: r.restarts == 5 and r.state == "ready", seconds=40)
-    assert again.last_cause == "killed"
+    again = wait_for(folder, lambda r: r.restarts >= 5, seconds=40)
+    assert again.last_cause == "killed" and again.ready_seconds is not None
     said = folder.supervisor_log.read_text().splitlines()
     pauses = [line.rpartition(" in ")[2] for line in said]
-    assert pauses == ["0.1 s", "0.2 s", "0.4 s", "0.4 s", "0.4 s"]
+    assert pauses[:5] == ["0.1 s", "0.2 s", "0.4 s", "0.4 s", "0.4 s"]
 
 
 def test_a_crash_loop_at_load_is_bounded_and_ends_with_the_cause_and_the_log(
