@@ -38,16 +38,22 @@ def async_client_of(
 
 
 def check_openai_contract(
-    base_url: str, model: str, api_key: str | None = None, *, logprobs: bool = True
+    base_url: str,
+    model: str,
+    api_key: str | None = None,
+    *,
+    logprobs: bool = True,
+    usage_apart: bool = True,
 ) -> None:
     """Fails where a server breaks the contract; `base_url` ends with /v1.
 
     `logprobs` false: an engine that has none must say so with 400, not leave them out.
+    `usage_apart` false: a stream's usage comes with its last choice, not in a chunk of its own.
     """
     with client_of(base_url, api_key) as client:
         assert model in [each.id for each in client.models.list()]
         text = _answers(client, model)
-        _streams(client, model, text)
+        _streams(client, model, text, usage_apart)
         _stops(client, model)
         _logprobs(client, model, logprobs)
         _refuses(client, model)
@@ -75,7 +81,7 @@ def _answers(client: openai.OpenAI, model: str) -> str:
     return choice.message.content
 
 
-def _streams(client: openai.OpenAI, model: str, text: str) -> None:
+def _streams(client: openai.OpenAI, model: str, text: str, usage_apart: bool) -> None:
     """The same text in pieces; the usage comes last, and only where it was asked for."""
     chunks = list(
         client.chat.completions.create(
@@ -87,7 +93,7 @@ def _streams(client: openai.OpenAI, model: str, text: str) -> None:
     assert "".join(pieces) == text
     ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices]
     assert [end for end in ends if end] in (["stop"], ["length"])
-    assert chunks[-1].choices == []
+    assert (chunks[-1].choices == []) is usage_apart
     assert chunks[-1].usage is not None
     tokens = chunks[-1].usage.completion_tokens
     assert 0 < tokens <= TOKENS
