@@ -89,7 +89,7 @@ def test_the_completion_script_is_one(own: Home, shell: str, tmp_path: Path) -> 
 
 
 def test_completion_knows_the_commands(own: Home) -> None:
-    env = {"_DEPLOYER_COMPLETE": "bash_complete", "COMP_WORDS": "deployer to", "COMP_CWORD": "1"}
+    env = {"_DEPLOYER_COMPLETE": "bash_complete", "COMP_WORDS": "deployer tool", "COMP_CWORD": "1"}
     assert deployer(home=own, env=env).out.strip() == "plain,toolchain"
 
 
