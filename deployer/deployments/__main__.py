@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 from deployer.deployments.spec import DeploymentSpec
@@ -12,26 +10,14 @@ from deployer.deployments.state import DeploymentFolder
 from deployer.deployments.supervisor import DeploymentSupervisor
 from deployer.errors import DeployerError
 from deployer.home import Home
-from deployer.progress import Silent
-
-
-class Log(Silent):
-    """Standard error, which is supervisor.log: a line with its time for whatever changes."""
-
-    def note(self, message: str) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        with contextlib.suppress(OSError):  # a full disk
-            sys.stderr.write(f"{now} {message}\n")
-            sys.stderr.flush()
-
-    warn = note
+from deployer.serving.holding import SupervisorLog
 
 
 def main() -> int:
     folder = DeploymentFolder(Path(sys.argv[1]))
     try:
         spec = DeploymentSpec.read(folder.spec_file)
-        DeploymentSupervisor(spec, Home(folder.root.parents[1]), Log()).run()
+        DeploymentSupervisor(spec, Home(folder.root.parents[1]), SupervisorLog()).run()
     except DeployerError as error:
         sys.stderr.write(f"{error.message}\n")  # into supervisor.log
         return error.exit_code

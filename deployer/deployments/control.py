@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 
 from deployer.deployments.fleet import folders
 from deployer.deployments.instance import clear_record
 from deployer.deployments.state import ALIVE, DeploymentFolder, DeploymentRecord
-from deployer.errors import ServerError, UsageError
+from deployer.errors import UsageError
 from deployer.home import Home
 from deployer.progress import SILENT, Progress
 from deployer.serving.control import read_lines
 from deployer.serving.state import ALIVE as SERVING
 
-POLL_SECONDS = 0.05
 MARGIN = 30.0
 """Seconds beyond all drain timeouts before a supervisor is taken for hung."""
 
@@ -71,10 +68,10 @@ def stop(home: Home, name: str, progress: Progress = SILENT) -> DeploymentRecord
         raise _unknown(home, name)
     if record.state in ALIVE:
         with progress.step(f"Stopping {name}"):
-            _signal(record, signal.SIGTERM)
-            _await_end(record, patience(record) + MARGIN)
-            _signal(record, signal.SIGKILL)
-            _await_end(record, MARGIN)
+            record.signal(signal.SIGTERM)
+            record.await_end(patience(record) + MARGIN)
+            record.signal(signal.SIGKILL)
+            record.await_end(MARGIN)
     last = folder.read() or record
     cleared = {"state": "stopped", "gateway_pid": None, "ready_at": None, "retiring": ()}
     stopped = last.model_copy(update=cleared)
@@ -89,26 +86,6 @@ def stop(home: Home, name: str, progress: Progress = SILENT) -> DeploymentRecord
 def patience(record: DeploymentRecord | None) -> float:
     """Seconds the gateway and then the servers may take to drain."""
     return 2 * record.drain_timeout if record else 0.0
-
-
-def _signal(record: DeploymentRecord, number: signal.Signals) -> None:
-    """Signal the supervisor if it is still the process that the record means."""
-    if not record.supervised:
-        return
-    try:
-        os.kill(record.supervisor_pid, number)
-    except ProcessLookupError:
-        return
-    except PermissionError as error:
-        raise ServerError(
-            f"{record.name} belongs to another user", "Stop it as the user who started it."
-        ) from error
-
-
-def _await_end(record: DeploymentRecord, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while record.supervised and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
 
 
 def logs(home: Home, name: str, lines: int = 50, follow: bool = False) -> Iterator[str]:

@@ -66,7 +66,7 @@ class Instance:
 
     def _see_the_end(self, child: Child) -> None:
         try:
-            ready_record(child, self.planned.spec, self.folder)
+            ready_record(child, self.folder)
         except DeployerError as error:
             self._error = error
         if self.state == "lost":

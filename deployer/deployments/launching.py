@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import filelock
 
 from deployer.deployments.control import MARGIN, known, patience
 from deployer.deployments.fleet import clear_folders
-from deployer.deployments.holding import name_taken
 from deployer.deployments.spec import DeploymentSpec
 from deployer.deployments.state import ALIVE, DeploymentFolder, DeploymentRecord, Reload
-from deployer.deployments.supervisor import DeploymentSupervisor
+from deployer.deployments.supervisor import DeploymentSupervisor, name_taken
 from deployer.deployments.words import changes
-from deployer.errors import (
-    DeployerError,
-    ReadinessTimeout,
-    ServerError,
-    ServerExited,
-    UsageError,
-)
+from deployer.errors import ServerError, UsageError
 from deployer.home import Home
-from deployer.process import Child, clean_environment, spawn, tail
+from deployer.process import Child
 from deployer.progress import SILENT, Progress, Step
+from deployer.serving.holding import hold_name
+from deployer.serving.supervised import POLL_SECONDS
 
-POLL_SECONDS = 0.05
+SERVES = ("ready", "degraded")
+"""States of a deployment that answers."""
 TAKEN_UP = 15.0
 """Seconds a supervisor may take to see a new spec."""
-_KINDS = {kind.__name__: kind for kind in (ServerExited, ReadinessTimeout)}
 
 
 def serve(
@@ -57,14 +48,7 @@ def serve(
     spec.write(folder.spec_file)
     if not detach:
         return DeploymentSupervisor(spec, home, progress, on_ready).run()
-    folder.supervisor_log.unlink(missing_ok=True)
-    child = spawn(
-        (sys.executable, "-m", "deployer.deployments", str(folder.root)),
-        env=clean_environment(),
-        log_path=folder.supervisor_log,
-        cwd=folder.root,
-        outlive_us=True,
-    )
+    child = folder.spawn_supervisor(outlive_us=True)
     try:
         with progress.step(f"Starting {spec.name}") as step:
             record = _await_ready(child, folder, progress, step)
@@ -87,15 +71,8 @@ def _await_ready(
     child: Child, folder: DeploymentFolder, progress: Progress, step: Step
 ) -> DeploymentRecord:
     for record, ended in _watch(folder, progress, step, lambda: child.poll() is not None):
-        ours = record if record and record.supervisor_pid == child.pid else None
-        if ours and ours.state in ("ready", "degraded"):
+        if ours := folder.started(child, record, ended, SERVES):
             return ours
-        if ours and ours.state == "failed":
-            raise _as_error(ours.error, folder)
-        if ended:
-            if ours and ours.state == "stopped":
-                raise ServerError(f"{ours.name} was stopped before it was ready")
-            raise _as_error(None, folder)
     raise AssertionError("unreachable")
 
 
@@ -120,18 +97,6 @@ def _watch(
         time.sleep(POLL_SECONDS)
 
 
-def _as_error(error: dict[str, Any] | None, folder: DeploymentFolder) -> DeployerError:
-    """The error a supervisor recorded, else one with the last words it wrote."""
-    if error is None:
-        words = tail(folder.supervisor_log, 5)
-        return ServerError(
-            f"the supervisor of {folder.root.name} ended: {words or 'it said nothing'}",
-            f"Log: {folder.supervisor_log}",
-        )
-    kind = _KINDS.get(str(error.get("type")), ServerError)
-    return kind(str(error.get("message", "")), str(error.get("hint", "")))
-
-
 @contextlib.contextmanager
 def reloading(home: Home, name: str) -> Iterator[DeploymentSpec]:
     """Hold the right to reload a deployment, and get what it runs.
@@ -140,17 +105,12 @@ def reloading(home: Home, name: str) -> Iterator[DeploymentSpec]:
     """
     folder = DeploymentFolder.of(home, name)
     record = known(home, name)
-    if record.state not in ("ready", "degraded"):
+    if record.state not in SERVES:
         raise UsageError(
             f"{name} is {record.state}; only a deployment that serves can be reloaded",
             "Start it: deployer serve deployment.yaml",
         )
-    lock = filelock.FileLock(folder.reload_lock)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise _busy(name) from error
-    try:
+    with hold_name(folder.reload_lock, _busy(name)):
         runs = _read(folder.applied_file)
         last = _read(folder.spec_file).generation
         refused = record.reload.generation if record.reload else 0
@@ -159,8 +119,6 @@ def reloading(home: Home, name: str) -> Iterator[DeploymentSpec]:
         ):
             raise _busy(name)  # its command was ended, the supervisor goes on
         yield runs.model_copy(update={"generation": max(last, refused)})
-    finally:
-        lock.release()
 
 
 def _read(path: Path) -> DeploymentSpec:
@@ -200,7 +158,7 @@ def reload(spec: DeploymentSpec, home: Home, progress: Progress = SILENT) -> Dep
             elif told.state == "failed":
                 raise _refused(spec, told)
             elif told.state == "done" and told.error:
-                raise _as_error(told.error, folder)
+                raise folder.error_of(told.error)
             elif told.state == "done":
                 return record
     raise AssertionError("unreachable")

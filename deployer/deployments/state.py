@@ -15,21 +15,18 @@ deployments/NAME/
 from __future__ import annotations
 
 import re
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from deployer.artifacts import Record
-from deployer.durable import write_atomically
 from deployer.errors import UsageError
 from deployer.home import Home
-from deployer.serving.identity import start_mark
+from deployer.serving.supervised import SupervisedFolder, SupervisedRecord
 
 State = Literal["starting", "ready", "degraded", "draining", "stopped", "failed", "lost"]
-ALIVE: frozenset[str] = frozenset({"starting", "ready", "degraded", "draining"})
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -57,51 +54,37 @@ class Reload(Record):
     error: dict[str, Any] | None = None
 
 
-class DeploymentRecord(Record):
+class DeploymentRecord(SupervisedRecord):
     """One deployment. `degraded`: it serves, but not with all of its servers.
 
     `generation` is that of what runs. `retiring` names processes that finish what they have.
-    `keys`: whether clients need one. `marks` identify the supervisor beyond its pid. `uptime_s` is
-    filled in by `status`.
+    `keys`: whether clients need one.
     """
 
-    name: str
-    endpoint: str
-    supervisor_pid: int
+    alive: ClassVar[frozenset[str]] = frozenset({"starting", "ready", "degraded", "draining"})
+    lost: ClassVar[Mapping[str, Any]] = {**SupervisedRecord.lost, "gateway_pid": None}
+
     gateway_pid: int | None
     state: State
     generation: int
     file: str | None
     models: tuple[str, ...]
     keys: bool
-    log: str
     events: str
     servers: dict[str, DeployedRecord] = Field(default_factory=dict)
     retiring: tuple[str, ...] = ()
     gateway_restarts: int = 0
-    ready_seconds: float | None = None
-    uptime_s: float | None = None
-    drain_timeout: float = 0.0
-    ready_at: float | None = None
-    marks: dict[str, str | None] = Field(default_factory=dict)
     reload: Reload | None = None
-    error: dict[str, Any] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"marks", "ready_at", "drain_timeout"})
-
-    @property
-    def supervised(self) -> bool:
-        """Whether the supervisor of this record still runs."""
-        mark = self.marks.get("supervisor")
-        return mark is not None and start_mark(self.supervisor_pid) == mark
 
 
-@dataclass(frozen=True)
-class DeploymentFolder:
+ALIVE = DeploymentRecord.alive
+
+
+class DeploymentFolder(SupervisedFolder[DeploymentRecord]):
     """The files of one deployment."""
 
-    root: Path
+    kind = DeploymentRecord
+    module = "deployer.deployments"
 
     @classmethod
     def of(cls, home: Home, name: str) -> DeploymentFolder:
@@ -114,14 +97,6 @@ class DeploymentFolder:
         return cls(home.deployments / name)
 
     @property
-    def state_file(self) -> Path:
-        return self.root / "state.json"
-
-    @property
-    def spec_file(self) -> Path:
-        return self.root / "spec.json"
-
-    @property
     def applied_file(self) -> Path:
         return self.root / "applied.json"
 
@@ -130,16 +105,8 @@ class DeploymentFolder:
         return self.root / "table.json"
 
     @property
-    def lock_file(self) -> Path:
-        return self.root / "lock"
-
-    @property
     def reload_lock(self) -> Path:
         return self.root / "reload.lock"
-
-    @property
-    def supervisor_log(self) -> Path:
-        return self.root / "supervisor.log"
 
     @property
     def gateway_log(self) -> Path:
@@ -148,29 +115,3 @@ class DeploymentFolder:
     @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
-
-    def write(self, record: DeploymentRecord) -> None:
-        """Replace the record; a reader sees the old or the new one, never a part."""
-        write_atomically(self.state_file, record.model_dump_json())
-
-    def read(self) -> DeploymentRecord | None:
-        """The record as it was written, None where there is none."""
-        try:
-            return DeploymentRecord.model_validate_json(self.state_file.read_bytes())
-        except (OSError, ValueError):
-            return None
-
-    def current(self) -> DeploymentRecord | None:
-        """The record with what only now can be known: lost or not, uptime."""
-        record = self.read()
-        if record is None or record.state not in ALIVE:
-            return record
-        if not record.supervised:
-            # The supervisor writes its last record just before it ends: look once more.
-            record = self.read() or record
-            return record if record.state not in ALIVE else record.model_copy(update=_LOST)
-        uptime = None if record.ready_at is None else round(time.monotonic() - record.ready_at, 1)
-        return record.model_copy(update={"uptime_s": uptime})
-
-
-_LOST = {"state": "lost", "ready_at": None, "gateway_pid": None}

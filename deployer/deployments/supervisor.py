@@ -14,7 +14,6 @@ from typing import Any
 
 from deployer.deployments.fleet import Fleet
 from deployer.deployments.gateway_process import GatewayProcess
-from deployer.deployments.holding import counting, hold_name
 from deployer.deployments.spec import DeploymentSpec
 from deployer.deployments.state import DeploymentFolder, DeploymentRecord, Reload, State
 from deployer.deployments.table import make_table
@@ -25,6 +24,7 @@ from deployer.gateway.events import EventLog
 from deployer.home import Home
 from deployer.progress import SILENT, Progress
 from deployer.serving.engine_log import cut
+from deployer.serving.holding import counting, hold_name
 from deployer.serving.identity import start_mark
 from deployer.serving.launching import local_url
 from deployer.serving.listening import listen
@@ -89,7 +89,8 @@ class DeploymentSupervisor:
         does not come up the first time; later failures degrade the deployment. No process of ours
         is left whenever this returns or raises.
         """
-        with hold_name(self.folder, self.record.name), counting(self._signals):
+        taken = name_taken(self.record.name)
+        with hold_name(self.folder.lock_file, taken), counting(self._signals):
             for name in _FROM_SYSTEMD:
                 os.environ.pop(name, None)  # our children are not to tell systemd in our stead
             try:
@@ -310,3 +311,10 @@ def _told_of(spec: DeploymentSpec) -> dict[str, Any]:
         "keys": spec.gateway.keys is not None,
         "drain_timeout": spec.gateway.drain_timeout,
     }
+
+
+def name_taken(name: str) -> ServerError:
+    return ServerError(
+        f"a deployment named {name} runs already",
+        f"`deployer reload {name}` changes it; `deployer stop {name}` ends it.",
+    )

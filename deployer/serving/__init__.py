@@ -10,6 +10,8 @@
     preflight   what is checked before a start: also listening (address), placement (CPUs, node)
     causes      why an engine ended
     state       servers/NAME/state.json       identity    who a process is
+    supervised  record and folder of what runs under a supervisor, deployments too
+    holding     what a supervisor holds: name, signals, log
 
 Nothing here prints; functions return `ServerRecord`s.
 """

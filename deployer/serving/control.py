@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from deployer.errors import ServerError, UsageError
+from deployer.errors import UsageError
 from deployer.home import Home
 from deployer.progress import SILENT, Progress
 from deployer.serving.engine_log import older
 from deployer.serving.state import ALIVE, ServerFolder, ServerRecord
+from deployer.serving.supervised import POLL_SECONDS
 
-POLL_SECONDS = 0.05
 FOLLOW_SECONDS = 0.2
 MARGIN = 15.0
 """Seconds beyond the drain timeout before a supervisor is taken for hung."""
@@ -49,7 +49,8 @@ def stop(home: Home, name: str, progress: Progress = SILENT) -> ServerRecord:
         raise _unknown(home, name)
     if record.state in ALIVE:
         with progress.step(f"Stopping {name}"):
-            _terminate(record)
+            record.signal(signal.SIGTERM)
+            record.await_end(record.drain_timeout + MARGIN)
     _kill(record)
     last = folder.read() or record
     stopped = last.model_copy(update={"state": "stopped", "engine_pid": None, "ready_at": None})
@@ -57,32 +58,10 @@ def stop(home: Home, name: str, progress: Progress = SILENT) -> ServerRecord:
     return stopped
 
 
-def _terminate(record: ServerRecord) -> None:
-    """SIGTERM the supervisor and wait for it to drain."""
-    deadline = time.monotonic() + record.drain_timeout + MARGIN
-    _signal(record, signal.SIGTERM)
-    while record.supervised and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-
-
-def _signal(record: ServerRecord, number: signal.Signals) -> None:
-    """Signal the supervisor if it is still the process that the record means."""
-    if not record.supervised:
-        return
-    try:
-        os.kill(record.supervisor_pid, number)
-    except ProcessLookupError:
-        return
-    except PermissionError as error:
-        raise ServerError(
-            f"{record.name} belongs to another user", "Stop it as the user who started it."
-        ) from error
-
-
 def _kill(record: ServerRecord) -> None:
     """Kill what is left: the supervisor, the engine, and what that has started."""
     ran = record.engine_runs
-    _signal(record, signal.SIGKILL)
+    record.signal(signal.SIGKILL)
     deadline = time.monotonic() + 2.0
     while (record.supervised or record.engine_runs) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

@@ -204,7 +204,7 @@ def _detached(spec: Spec, folder: ServerFolder, progress: Progress) -> ServerRec
     child = spawn_supervisor(spec, folder, outlive_us=True)
     try:
         with progress.step(f"Starting {spec.name} ({spec.server})") as step:
-            record = await_ready(child, spec, folder, step.update)
+            record = await_ready(child, folder, step.update)
     except BaseException:
         child.stop(grace=5.0)  # the supervisor takes its engine with it
         raise

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deployer.durable import write_atomically
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -83,7 +85,7 @@ class Spec:
         return cls(**{**values, **typed})
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.as_json()), encoding="utf-8")
+        write_atomically(path, json.dumps(self.as_json()))
 
     @classmethod
     def read(cls, path: Path) -> Spec:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from deployer.durable import disk_error
 from deployer.errors import DeployerError, ServerError, StoreError
@@ -22,6 +19,7 @@ from deployer.progress import SILENT, Progress
 from deployer.serving.engine_log import EngineLog, turn_over
 from deployer.serving.engine_run import TICK, Ending, EngineRun
 from deployer.serving.health import Pulse
+from deployer.serving.holding import counting, hold_name
 from deployer.serving.identity import start_mark
 from deployer.serving.notify import Notify
 from deployer.serving.preflight import read_key
@@ -45,7 +43,7 @@ class Supervisor:
         self.folder = folder
         self.progress = progress
         self.on_ready = on_ready
-        self._signals = 0
+        self._signals: list[int] = []
         self._told = False
         self._run: EngineRun | None = None
         self._pulse: Pulse | None = None
@@ -71,7 +69,8 @@ class Supervisor:
         Raises ServerError where the name is taken, ReadinessTimeout, and ServerExited where the
         engine ends for good. The engine is gone whenever this returns or raises.
         """
-        with self._name_lock(), self._signal_handlers():
+        taken = name_taken(self.spec.name)
+        with hold_name(self.folder.lock_file, taken), counting(self._signals):
             turn_over(self._log.path)
             self._publish()
             self._notify.watch(self._lives)
@@ -126,7 +125,7 @@ class Supervisor:
             return run.ending()
         if ready:
             self._publish(state="draining")
-            run.drain(hurry=lambda: self._signals > 1)
+            run.drain(hurry=lambda: len(self._signals) > 1)
         else:
             run.end()
         return None
@@ -169,33 +168,6 @@ class Supervisor:
         self._told = self._told or self.record.state == "ready"
         if "state" in changes:
             self._notify.tell_state(self.record)
-
-    @contextlib.contextmanager
-    def _name_lock(self) -> Iterator[None]:
-        """Hold the name; the kernel frees it however this process ends."""
-        self.folder.root.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.folder.lock_file)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise name_taken(self.spec.name) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextlib.contextmanager
-    def _signal_handlers(self) -> Iterator[None]:
-        def count(_number: int, _frame: object) -> None:
-            self._signals += 1
-
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.signal(number, count) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def name_taken(name: str) -> ServerError:

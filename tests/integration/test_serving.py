@@ -281,7 +281,7 @@ def hasty(own_home: Home, bundle: Bundle) -> Iterator[Callable[..., ServerRecord
         spec = replace(spec, patience=HASTE, memory_limit=memory_limit)
         folder = ServerFolder.of(own_home, "demo")
         children.append(serving.spawn_supervisor(spec, folder, outlive_us=False))
-        return serving.await_ready(children[-1], spec, folder, lambda _seconds: None)
+        return serving.await_ready(children[-1], folder, lambda _seconds: None)
 
     yield start
     for child in children:
