@@ -23,16 +23,27 @@ SECONDS = 1800.0
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Whether a process has ended, or ends within `seconds`; a zombie has."""
+    """Whether a process has ended, or ends within `seconds`, and so has let go of its files.
+
+    A zombie has, once no thread of it is left: the first may end before the others.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_ZOMBIE and len(_threads(pid)) <= 1:
                 return True
         except psutil.NoSuchProcess:
             return True
         time.sleep(0.02)
     return False
+
+
+def _threads(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True)

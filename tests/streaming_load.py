@@ -1,4 +1,4 @@
-"""Users who stream chats through a gateway, and exactly what became of each request.
+"""Users who stream chats through a gateway or a router, and exactly what became of each request.
 
 A request that does not end well must say so: the end mark is missing, and an error came in its
 place. What ends without either, or with fewer tokens than were asked for, is a silent loss.

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from command_line import DEPLOYER, environment, gone, home_beside, must
-from failover import Load
+from streaming_load import Load
 
 from deployer import serving
 from deployer.artifacts import Bundle
@@ -134,17 +134,17 @@ def spread_kill_and_return(
         killed = kill(one)
         time.sleep(seconds)
         load.end()
-    lost = [request for request in load.asked if not request.answered]
+    lost = [request for request in load.asked if not request.good]
     later = [request for request in load.asked if request.started > killed]
     under_way = [r for r in load.asked if r.started <= killed <= r.ended]
     print(
         f"\n{len(load.asked)} requests, tokens {made}; {len(under_way)} under way at the kill, "
-        f"{len(lost)} lost ({ {r.problem for r in lost} }), {len(later)} later"
+        f"{len(lost)} lost ({ {(r.end, r.told) for r in lost} }), {len(later)} later"
     )
     assert min(made) > 0.25 * sum(made), "the load is spread"
     assert all(request in under_way for request in lost), "only what was under way is lost"
     assert len(lost) < users, "what ran on the other server is not"
-    assert len(later) >= users and all(request.answered for request in later)
+    assert len(later) >= users and all(request.good for request in later)
 
 
 def test_two_llama_cpp_servers_behind_the_router(
@@ -171,7 +171,7 @@ def took_back(url: str, home: Home, model: str, bundle: Bundle, *more: str) -> N
     with Load(url, model, 4, 8) as load:
         wait_until(lambda: generated(back) > before + 8, 30, "it gets requests again")
         load.end()
-    assert all(request.answered for request in load.asked)
+    assert all(request.good for request in load.asked)
 
 
 @SLOW
