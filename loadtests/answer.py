@@ -20,12 +20,17 @@ class Answer:
     def __init__(self, identity: str, phase: str, prompt: str, due: float, sent: float) -> None:
         self.identity, self.phase, self.prompt = identity, phase, prompt
         self.due, self.sent = due, sent
+        self.opened: float | None = None
+        self.turn = 0
+        self.max_tokens: int | None = None
         self.status: int | None = None
         self.error: str | None = None
         self.detail = ""
         self.done = False
         self.chunks: list[float] = []
         self.parts: list[str] = []
+        self.said: list[str] = []
+        """The content without the reasoning: what a conversation goes on with."""
         self.first_output: float | None = None
         self.finish_reason: str | None = None
         self.finished: float | None = None
@@ -65,6 +70,7 @@ class Answer:
             if text or reasoning or delta.get("tool_calls"):
                 self.chunks.append(now)
                 self.parts.append(reasoning + text)
+                self.said.append(text)
             if self.first_output is None and (text or delta.get("tool_calls")):
                 self.first_output = now
             if choice.get("finish_reason"):
@@ -73,12 +79,17 @@ class Answer:
         if len(self.chunks) == 1 and self.n_first is None and event.get("usage"):
             self.n_first = self.usage.get("completion_tokens") or None
 
+    @property
+    def text(self) -> str:
+        """What came so far, reasoning included."""
+        return "".join(self.parts)
+
     def sample(self, closed: float, least_tokens: int = 0) -> Sample:
         """The record of this request; its stream ended at `closed`.
 
         With `least_tokens` (end-of-text is ignored) fewer output tokens are an error.
         """
-        text = "".join(self.parts)
+        text = self.text
         output = self.usage.get("completion_tokens")
         self._judge(output, least_tokens)
         return Sample(
@@ -87,6 +98,7 @@ class Answer:
             due=self.due,
             sent=self.sent,
             closed=closed,
+            opened=self.opened,
             first=self.chunks[0] if self.chunks else None,
             first_output=self.first_output,
             last=self._last(),
@@ -105,6 +117,8 @@ class Answer:
             # Without usage the whole text is kept: it is tokenized after the run.
             text=text if output is None else text[:PREVIEW],
             text_sha256=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
+            max_tokens=self.max_tokens,
+            turn=self.turn,
         )
 
     def _judge(self, output: int | None, least_tokens: int) -> None:

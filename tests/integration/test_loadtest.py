@@ -15,6 +15,7 @@ from fake_sse_server import FAULTS, Script, serve
 from deployer import loadtest, report, results
 from deployer.errors import LoadTestError
 from deployer.loadtest import driver
+from deployer.loadtest.levels import SMOKE_REQUESTS, level_of
 from deployer.metrics import e2e, tpot
 from deployer.progress import SILENT
 from deployer.recipe import LoadTest, Slo
@@ -117,10 +118,11 @@ def drive(
 ) -> driver.Raw:
     basis = {
         "run_id": "r", "folder": str(folder), "endpoint": server.url, "model": "m",
-        "prompt_words": 4, "seed": 1, "temperature": 0.0, "ignore_eos": False,
+        "seed": 1, "temperature": 0.0, "ignore_eos": workload.ignore_eos,
     }  # fmt: skip
+    rows = [{"words": 4, "tokens": workload.output_tokens}]
     with SILENT.step("") as step:
-        return driver.drive(workload, {**basis, **known}, step, None, workers)
+        return driver.drive(level_of(workload), {**basis, **known}, rows, step, None, workers)
 
 
 def test_a_silent_server_is_a_timeout(tmp_path):
@@ -148,7 +150,7 @@ def test_a_port_that_closes_is_a_connect_error(tmp_path):
 
 def test_a_run_ignores_the_end_of_text_only_when_told(tmp_path):
     with serve(Script(tokens=10, ttft=0.01, tpot=0.001)) as server:
-        raw = drive(server, tmp_path, concurrent(1, duration=1), ignore_eos=True)
+        raw = drive(server, tmp_path, concurrent(1, duration=1, ignore_eos=True))
     assert {s.error for s in raw.samples} == {"short_output"}
 
 
@@ -163,12 +165,12 @@ def test_a_smoke_test_leaves_everything_it_promises(tmp_path):
     folder = loadtest.folder_of(tmp_path, made)
     assert {path.name for path in folder.iterdir()} == {
         "result.json", "requests.jsonl", "requests.csv", "report.html", "summary.md",
-        "locust.log", "workload.json",
+        "locust.log", "workload.json", "plan.jsonl",
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert results.read_result(folder) == made
     stage = made.stages[0]
-    assert (stage.requests.ok, stage.requests.warmup) == (driver.SMOKE_REQUESTS, 1)
+    assert (stage.requests.ok, stage.requests.warmup) == (SMOKE_REQUESTS, 1)
     assert stage.tokens.source == "tokenized" and stage.tokens.output == 5 * 16
     assert loadtest.exit_code(made) == 0
     assert [flag.name for flag in made.flags if flag.name != "host_busy"] == ["degenerate_output"]
