@@ -9,6 +9,8 @@ import hashlib
 import json
 from typing import Any
 
+from pattern import KEYS, Pattern, learn
+
 from deployer.metrics import PREVIEW, Sample, first_chunk_tokens
 
 DONE = b"[DONE]"
@@ -36,6 +38,7 @@ class Answer:
         self.finished: float | None = None
         self.usage: dict[str, Any] = {}
         self.n_first: int | None = None
+        self.pattern: Pattern | None = None
 
     def fail(self, error: str, detail: object = "") -> None:
         """Note the first thing that went wrong."""
@@ -44,6 +47,9 @@ class Answer:
 
     def feed(self, line: bytes, now: float) -> None:
         """Take one line of the stream, read at `now`."""
+        if self.pattern is not None and (text := self.pattern.text(line)) is not None:
+            self._chunk(text, "" if self.pattern.key == "content" else text, now)
+            return
         name, _, value = line.partition(b":")
         if name == b"error" or (name == b"event" and value.strip() == b"error"):
             self.fail("sse_error", line.decode("utf-8", "replace").strip())
@@ -59,6 +65,7 @@ class Answer:
                 self.fail("sse_error", _message(event["error"]))
             else:
                 self._event(event, now)
+                self._learn(event, line)
         except (ValueError, TypeError, AttributeError, LookupError):
             self.fail("sse_error", f"not a chunk: {value.decode('utf-8', 'replace')}")
 
@@ -68,9 +75,7 @@ class Answer:
             text = delta.get("content") or ""
             reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
             if text or reasoning or delta.get("tool_calls"):
-                self.chunks.append(now)
-                self.parts.append(reasoning + text)
-                self.said.append(text)
+                self._chunk(reasoning + text, reasoning, now)
             if self.first_output is None and (text or delta.get("tool_calls")):
                 self.first_output = now
             if choice.get("finish_reason"):
@@ -78,6 +83,22 @@ class Answer:
         self.usage = event.get("usage") or self.usage
         if len(self.chunks) == 1 and self.n_first is None and event.get("usage"):
             self.n_first = self.usage.get("completion_tokens") or None
+
+    def _chunk(self, text: str, reasoning: str, now: float) -> None:
+        """A chunk with `text`, of which `reasoning` at the beginning is no answer yet."""
+        self.chunks.append(now)
+        self.parts.append(text)
+        self.said.append(text[len(reasoning) :])
+
+    def _learn(self, event: dict[str, Any], line: bytes) -> None:
+        """Let lines like this one be read without parsing, where all it says is a text."""
+        choices = event.get("choices") or ()
+        if len(choices) != 1 or choices[0].get("finish_reason") or event.get("usage"):
+            return
+        delta = choices[0].get("delta") or {}
+        said = [key for key, value in delta.items() if value and key != "role"]
+        if len(said) == 1 and said[0] in KEYS and isinstance(delta[said[0]], str):
+            self.pattern = learn(line, said[0], delta[said[0]]) or self.pattern
 
     @property
     def text(self) -> str:

@@ -115,7 +115,8 @@ def _receive(response: HTTPSocketResponse, answer: Answer) -> None:
             now = time.monotonic()
             if not line:
                 break
-            answer.feed(line, now)
+            if line != b"\n":  # the blank line that ends every event
+                answer.feed(line, now)
     except TimeoutError as error:
         # What follows [DONE] decides nothing any more, here and below.
         if not answer.done:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from loadtest_samples import HOST, closed_loop, result, sample
 
 from deployer import loadtest
@@ -424,7 +426,11 @@ def test_the_commit_is_read_from_a_checkouts_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def answer_class():
-    return runpy.run_path(str(LOADTESTS / "answer.py"))["Answer"]
+    sys.path.insert(0, str(LOADTESTS))
+    try:
+        return runpy.run_path(str(LOADTESTS / "answer.py"))["Answer"]
+    finally:
+        sys.path.remove(str(LOADTESTS))
 
 
 def fed(answer_class, *events, done=True, start=1.1, status=200):
@@ -517,6 +523,46 @@ def test_without_usage_the_whole_text_is_kept_to_be_tokenized(answer_class):
 )
 def test_error_classes_of_a_stream(answer_class, events, done, error):
     assert fed(answer_class, *events, done=done).sample(2.0).error == error
+
+
+TEXTS = st.text(st.sampled_from('ab "\\\n\té€𝄞{}:,'), max_size=4)
+DELTAS = st.one_of(
+    st.builds(dict, content=TEXTS),
+    st.builds(dict, role=st.just("assistant"), content=st.one_of(st.none(), TEXTS)),
+    st.builds(dict, reasoning_content=TEXTS, content=st.none()),
+    st.builds(dict, content=TEXTS, reasoning=TEXTS),
+    st.builds(dict, tool_calls=st.just([{"index": 0}]), content=TEXTS),
+    st.builds(dict, content=TEXTS, note=st.sampled_from(['"content": "x"', "content"])),
+)
+LINES = st.builds(
+    lambda d, finish, tight, ascii_only: json.dumps(
+        delta(finish, **d), separators=(",", ":") if tight else None, ensure_ascii=ascii_only
+    ),
+    DELTAS, st.sampled_from([None, None, None, "stop"]), st.booleans(), st.booleans(),
+)  # fmt: skip
+
+
+@given(st.lists(LINES, max_size=12))
+def test_what_is_read_without_parsing_is_what_parsing_gives(answer_class, lines):
+    fast = answer_class("0-0-0", "measured", "[x] p", 1.0, 1.0)
+    slow = answer_class("0-0-0", "measured", "[x] p", 1.0, 1.0)
+    for number, line in enumerate(lines * 2):
+        raw = b"data: " + line.encode("utf-8", "surrogatepass") + b"\n"
+        fast.feed(raw, float(number))
+        slow.pattern = None
+        slow.feed(raw, float(number))
+    fast.pattern = slow.pattern = None
+    assert vars(fast) == vars(slow)
+
+
+def test_most_chunks_of_a_stream_need_no_parsing(answer_class, monkeypatch):
+    parsed = []
+    real = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or real(text))
+    words = [delta(content=f" word{n}") for n in range(50)]
+    made = fed(answer_class, ROLE, *words, delta("stop"), usage(51)).sample(9.0)
+    assert made.ok and len(made.chunks) == 50 and made.output_tokens == 51
+    assert len(parsed) == 4, "the role, the first word, the finish, the usage"
 
 
 def test_too_few_tokens_are_an_error_only_when_the_end_is_ignored(answer_class):
