@@ -489,6 +489,12 @@ def test_reasoning_is_a_first_token_but_no_first_output(answer_class):
     assert (made.first, made.first_output) == (1.1, 1.2)
 
 
+def test_a_conversation_goes_on_without_the_reasoning(answer_class):
+    events = (delta(reasoning_content="hm"), delta(reasoning_content="so", content="a"))
+    one = fed(answer_class, *events, delta(reasoning_content="!"), delta(content="b"), usage(4))
+    assert ("".join(one.said), one.text) == ("ab", "hmsoa!b")
+
+
 def test_a_tool_call_is_a_first_token(answer_class):
     made = fed(answer_class, ROLE, delta(tool_calls=[{"index": 0}]), usage(5)).sample(2.0)
     assert made.ok and made.first == 1.2
@@ -525,8 +531,9 @@ def test_error_classes_of_a_stream(answer_class, events, done, error):
     assert fed(answer_class, *events, done=done).sample(2.0).error == error
 
 
-TEXTS = st.text(st.sampled_from('ab "\\\n\té€𝄞{}:,'), max_size=4)
+TEXTS = st.sampled_from([" a", "b", "", "é𝄞", 'q"', "\\", "new\nline", 'x", "y": "z', "content"])
 DELTAS = st.one_of(
+    st.builds(dict, content=TEXTS),
     st.builds(dict, content=TEXTS),
     st.builds(dict, role=st.just("assistant"), content=st.one_of(st.none(), TEXTS)),
     st.builds(dict, reasoning_content=TEXTS, content=st.none()),
@@ -534,20 +541,19 @@ DELTAS = st.one_of(
     st.builds(dict, tool_calls=st.just([{"index": 0}]), content=TEXTS),
     st.builds(dict, content=TEXTS, note=st.sampled_from(['"content": "x"', "content"])),
 )
-LINES = st.builds(
-    lambda d, finish, tight, ascii_only: json.dumps(
-        delta(finish, **d), separators=(",", ":") if tight else None, ensure_ascii=ascii_only
-    ),
-    DELTAS, st.sampled_from([None, None, None, "stop"]), st.booleans(), st.booleans(),
-)  # fmt: skip
+EVENTS = st.lists(st.tuples(DELTAS, st.sampled_from([None, None, None, "stop"])), min_size=6)
 
 
-@given(st.lists(LINES, max_size=12))
-def test_what_is_read_without_parsing_is_what_parsing_gives(answer_class, lines):
+@given(EVENTS, st.sampled_from([None, (",", ":")]), st.booleans())
+def test_what_is_read_without_parsing_is_what_parsing_gives(
+    answer_class, events, separators, ascii_only
+):
     fast = answer_class("0-0-0", "measured", "[x] p", 1.0, 1.0)
     slow = answer_class("0-0-0", "measured", "[x] p", 1.0, 1.0)
-    for number, line in enumerate(lines * 2):
-        raw = b"data: " + line.encode("utf-8", "surrogatepass") + b"\n"
+    for number, (content, finish) in enumerate(events):
+        event = delta(finish, **content)
+        line = json.dumps(event, separators=separators, ensure_ascii=ascii_only)
+        raw = b"data: " + line.encode() + b"\n"
         fast.feed(raw, float(number))
         slow.pattern = None
         slow.feed(raw, float(number))
