@@ -541,7 +541,9 @@ DELTAS = st.one_of(
     st.builds(dict, tool_calls=st.just([{"index": 0}]), content=TEXTS),
     st.builds(dict, content=TEXTS, note=st.sampled_from(['"content": "x"', "content"])),
 )
-EVENTS = st.lists(st.tuples(DELTAS, st.sampled_from([None, None, None, "stop"])), min_size=6)
+EVENTS = st.lists(
+    st.tuples(DELTAS, st.sampled_from([None, None, None, "stop"])), min_size=6, max_size=12
+)
 
 
 @given(EVENTS, st.sampled_from([None, (",", ":")]), st.booleans())
