@@ -32,9 +32,9 @@ COLUMNS = ("streams", "events_per_s", "lag_p99_ms", "cpu_percent", "us_per_event
 
 
 @contextmanager
-def metronome(core: int | None) -> Iterator[str]:
-    """The server on a core of its own; gives its address."""
-    argv = [sys.executable, str(HERE / "metronome.py"), "--ttft", str(TTFT), "--pace", str(PACE)]
+def metronome(core: int | None, pace: float = PACE) -> Iterator[str]:
+    """The server on a core of its own, `pace` seconds between tokens; gives its address."""
+    argv = [sys.executable, str(HERE / "metronome.py"), "--ttft", str(TTFT), "--pace", str(pace)]
     child = subprocess.Popen([*_pinned(core), *argv], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
