@@ -67,7 +67,7 @@ _FIGURES: dict[str, Callable[[Stage], float | None]] = {
 
 
 def exit_code(result: LoadTestResult) -> int:
-    """0 good; 1 too many errors or an objective missed; 3 the measurement must not be trusted.
+    """0 good; 1 too many errors, an objective missed, a sweep without a knee; 3 not to be trusted.
 
     Too many errors are a fact however slow the client was, so they come first; a missed latency
     objective in an invalid measurement is no finding.
@@ -77,4 +77,5 @@ def exit_code(result: LoadTestResult) -> int:
         return EXIT_FAILED
     if not result.client.valid:
         return EXIT_INVALID_MEASUREMENT
-    return EXIT_FAILED if missed else EXIT_OK
+    no_knee = result.workload.profile == "sweep" and result.knee is None
+    return EXIT_FAILED if missed or no_knee else EXIT_OK

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from fake_sse_server import FAULTS, Script, serve
@@ -335,3 +338,44 @@ def test_the_locustfile_runs_by_hand(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(server.exchanges) > 2
     assert list(tmp_path.iterdir()) == [], "by hand it writes no files"
+
+
+def test_locusts_web_page_starts_our_users(tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("DEPLOYER_", "LOCUST_"))}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv = [sys.executable, "-m", "locust", "-f", str(driver.locustfile()),
+            "--web-host", "127.0.0.1", "--web-port", str(port)]  # fmt: skip
+    page = f"http://127.0.0.1:{port}"
+    with serve(Script(ttft=0.01, tpot=0.001)) as server:
+        child = subprocess.Popen([*argv, "--host", server.url], env=env, cwd=tmp_path,
+                                 stderr=subprocess.DEVNULL)  # fmt: skip
+        try:
+            assert soon(lambda: httpx.get(page).status_code == 200), "the page is there"
+            asked = {"user_count": 2, "spawn_rate": 2, "host": server.url}
+            assert httpx.post(f"{page}/swarm", data=asked).json()["success"]
+            assert soon(lambda: counted(page) >= 3), "it counts our requests"
+            httpx.get(f"{page}/stop")
+        finally:
+            child.terminate()
+            child.wait(20)
+    assert len(server.exchanges) >= 3
+
+
+def counted(page: str) -> int:
+    """Requests that Locust's page shows, by our name for them."""
+    stats = httpx.get(f"{page}/stats/requests").json()["stats"]
+    return sum(row["num_requests"] for row in stats if row["name"] == "/v1/chat/completions")
+
+
+def soon(true, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if true():
+                return True
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    return False

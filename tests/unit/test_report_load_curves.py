@@ -10,7 +10,7 @@ from html_page import Page
 from loadtest_samples import closed_loop, result, sample
 
 from deployer import report
-from deployer.loadtest import measure
+from deployer.loadtest import exit_code, measure
 from deployer.loadtest.levels import level_of
 from deployer.loadtest.measure import Part, Window
 from deployer.metrics import Limits
@@ -64,6 +64,7 @@ def test_the_table_of_a_sweep_names_the_knee_and_what_is_saturated(swept):
 def test_a_sweep_whose_lowest_rate_is_too_much_says_so(swept):
     made = swept[0].model_copy(update={"knee": None})
     assert report.verdict(made) == ("bad", "Saturated at every rate")
+    assert (exit_code(made), exit_code(swept[0])) == (1, 0)
     assert ">knee</span>" not in report.html(made, swept[1])
 
 
