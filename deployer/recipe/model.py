@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from deployer.recipe.loadtest import LoadTest
+from deployer.recipe.loadtest import Slo as Slo
 from deployer.recipe.quality import Quality
 from deployer.recipe.quantization import Calibration, Quantization
 from deployer.recipe.section import Repository, Revision, Section, Text
