@@ -60,9 +60,10 @@ test-faults: setup  ## thousands of broken inputs, kills and interrupted builds;
 soak: setup  ## an hour of steady load on a deployment, with memory and latency over time
 	$(BIN)/pytest -m soak --timeout 7200 tests/faults
 
-loadtest: setup  ## load-test the running server: ENDPOINT= PROFILE= USERS= DURATION=
+loadtest: setup  ## load-test the running server: ENDPOINT= PROFILE= USERS= RATE= DURATION= TRIALS= TRACE=
 	@$(DEPLOYER) loadtest $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(PROFILE),--profile $(PROFILE)) \
-	$(if $(USERS),--users $(USERS)) $(if $(DURATION),--duration $(DURATION))
+	$(if $(USERS),--users $(USERS)) $(if $(RATE),--rate $(RATE)) $(if $(DURATION),--duration $(DURATION)) \
+	$(if $(TRIALS),--trials $(TRIALS)) $(if $(TRACE),--trace $(TRACE))
 
 bench: setup  ## measure deployer against the bare tools; BENCH=llama.cpp, vllm, quantizers, scoring, mixed or gateway
 	$(BIN)/python tests/bench/bench.py $(BENCH)

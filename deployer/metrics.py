@@ -3,9 +3,9 @@
 Standard library only: Locust's process imports this module too, and its stamps must not wait for
 anything heavy. All times are seconds of one monotonic clock; figures are given in milliseconds.
 
-    due ──► sent ──────────► first ──► … ──► last ──► closed
-        queue      TTFT             (N - n_first) x TPOT
-                   └────────────── E2E ──────────┘
+    due ──► opened ──► sent ──────────► first ──► … ──► last ──► closed
+        lag      connect       TTFT             (N - n_first) x TPOT
+    └── queue ────────┘└────────────── E2E ──────────────┘
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ PREVIEW = 200
 class Sample:
     """One request. Times in seconds; None where it did not happen or is not known.
 
+    `due` is when an open loop planned it (a closed loop plans it when it sends it), `opened` when
+    its connection was asked for. `stage` and `trial` count from 0, `turn` is its place in a
+    conversation. `max_tokens` is how many tokens were asked for.
     `chunks` are the arrival times of the chunks with content, reasoning or a tool call; `first`
     and `last` are the first token's and the last token's, `first_output` the first that is not
     reasoning. `token_source` is "usage" (the server's), "tokenized" (after the run) or "unknown".
@@ -52,6 +55,7 @@ class Sample:
     due: float
     sent: float
     closed: float
+    opened: float | None = None
     first: float | None = None
     first_output: float | None = None
     last: float | None = None
@@ -69,6 +73,10 @@ class Sample:
     prompt: str = ""
     text: str = ""
     text_sha256: str = ""
+    max_tokens: int | None = None
+    stage: int = 0
+    trial: int = 0
+    turn: int = 0
 
     @property
     def ok(self) -> bool:
@@ -87,14 +95,24 @@ class Sample:
         """The same request with every time counted from `origin`."""
         moved: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else round(value - origin, 6)
-            for name in ("due", "sent", "closed", "first", "first_output", "last")
+            for name in ("due", "opened", "sent", "closed", "first", "first_output", "last")
         }
         return replace(self, **moved, chunks=tuple(round(t - origin, 6) for t in self.chunks))
 
 
 def queue(sample: Sample) -> float:
-    """Seconds a request waited in the client: sent - due."""
+    """Seconds from when a request was due until it was sent: the client's lag and the connect."""
     return sample.sent - sample.due
+
+
+def lag(sample: Sample) -> float | None:
+    """Seconds the client itself was late: connection asked for - due."""
+    return None if sample.opened is None else sample.opened - sample.due
+
+
+def connect(sample: Sample) -> float | None:
+    """Seconds it took to open the connection, before the clock of TTFT starts."""
+    return None if sample.opened is None else sample.sent - sample.opened
 
 
 def ttft(sample: Sample) -> float | None:

@@ -3,6 +3,8 @@
     result.json      the document, schema_version 1
     requests.jsonl   every request with its raw times (metrics.Sample), seconds from the start
     requests.csv     one row a request
+    plan.jsonl       what was to be sent, and in an open loop when; of a sweep or of several trials
+                     in a folder for each, with its workload.json and locust.log
     report.html      the page; summary.md the short form
     locust.log       what Locust said
 
@@ -27,6 +29,7 @@ ERROR_RATE = "error_rate"
 """The name of the gate on failed requests."""
 RESULT, REQUESTS, CSV = "result.json", "requests.jsonl", "requests.csv"
 REPORT, SUMMARY, LOG = "report.html", "summary.md", "locust.log"
+PLAN, TOLD = "plan.jsonl", "workload.json"
 
 
 class Summary(Record):
@@ -64,7 +67,11 @@ class Host(Record):
 
 
 class Workload(Record):
-    """What was asked of the server."""
+    """What was asked of the server.
+
+    `lengths` says where they come from: fixed, normal, chats or trace. `source` is the name of the
+    file of chats or of the trace, with its SHA-256.
+    """
 
     profile: str
     loop: str
@@ -78,6 +85,9 @@ class Workload(Record):
     cache_mode: str
     temperature: float
     slo: dict[str, float | None]
+    lengths: str = "fixed"
+    source: str | None = None
+    trials: int = 1
 
 
 class Requests(Record):
@@ -109,7 +119,11 @@ class Throughput(Record):
 
 
 class Latency(Record):
-    """Milliseconds, of ok requests only; the two of the schedule belong to open loops."""
+    """Milliseconds, of ok requests only; the two of the schedule belong to open loops.
+
+    `connect` is the time to open the connection, which no other latency but `queue` and
+    `e2e_from_schedule` holds.
+    """
 
     ttft: Summary
     ttfo: Summary
@@ -118,6 +132,7 @@ class Latency(Record):
     e2e: Summary
     e2e_from_schedule: Summary | None = None
     queue: Summary | None = None
+    connect: Summary | None = None
 
 
 class Goodput(Record):
@@ -128,8 +143,37 @@ class Goodput(Record):
     limits_ms: dict[str, float]
 
 
+class Trials(Record):
+    """A figure over repeated runs: mean, standard deviation, sd / mean, 95 % interval of the mean.
+
+    Student's t; one run has no spread.
+    """
+
+    n: int = 1
+    mean: float | None = None
+    sd: float | None = None
+    cv: float | None = None
+    ci95: tuple[float, float] | None = None
+
+
+class Turn(Record):
+    """One question of the conversations, counted from 0, over all of them; milliseconds."""
+
+    turn: int
+    n: int
+    ttft_p50_ms: float | None
+    input_tokens: float | None
+    cached_share: float | None
+
+
 class Stage(Record):
-    """One level of load. `achieved` is the mean number of requests under way in a closed loop."""
+    """One level of load.
+
+    In a closed loop `achieved` is the mean number of requests under way, in an open loop the
+    requests per second that were answered, and `offered` those that were sent. `saturated` is
+    told of open loops. `trials` has the spread of figures where the stage was repeated; all
+    other figures are of its trials together.
+    """
 
     name: str
     target: float
@@ -141,7 +185,10 @@ class Stage(Record):
     throughput: Throughput
     latency_ms: Latency
     goodput: Goodput
+    offered: float | None = None
     saturated: bool | None = None
+    trials: dict[str, Trials] = Field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
 
 
 class Gate(Record):
@@ -155,25 +202,19 @@ class Gate(Record):
 
 
 class Client(Record):
-    """Whether the load generator itself was good enough; `problems` says why not."""
+    """Whether the load generator itself was good enough; `problems` says why not.
+
+    `schedule_lag_ms_p99` is how late an open loop's requests were begun.
+    """
 
     workers: int
     cpu_percent_max: float | None
     lag_ms_p99: float | None
+    schedule_lag_ms_p99: float | None = None
     server_tokens: int | None
     counted_tokens: int | None
     valid: bool
     problems: tuple[str, ...] = ()
-
-
-class Trials(Record):
-    """Spread of the output tokens per second over repeated runs."""
-
-    n: int = 1
-    mean: float | None = None
-    sd: float | None = None
-    cv: float | None = None
-    ci95: tuple[float, float] | None = None
 
 
 class Flag(Record):
@@ -192,7 +233,7 @@ class Answer(Record):
 
 
 class LoadTestResult(Record):
-    """`result.json`."""
+    """`result.json`. `knee` is the index of a sweep's last stage before saturation."""
 
     schema_version: int = SCHEMA_VERSION
     run: Run
@@ -205,9 +246,15 @@ class LoadTestResult(Record):
     client: Client
     flags: tuple[Flag, ...] = ()
     answers: tuple[Answer, ...] = ()
+    knee: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def main_stage(self) -> Stage:
+        """The stage that stands for the whole: the knee of a sweep, else the first."""
+        return self.stages[self.knee or 0]
 
     @property
     def too_many_errors(self) -> bool:

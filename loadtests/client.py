@@ -67,13 +67,15 @@ class ChatClient:
         except (OSError, HTTPParseError, ValueError, LookupError, TypeError):
             return ""
 
-    def request(self, model: str, prompt: str, seed: int) -> bytes:
+    def request(
+        self, model: str, messages: list[dict[str, str]], max_tokens: int, seed: int
+    ) -> bytes:
         """The bytes of one chat request, made before the clock starts."""
         settings = self.settings
         body: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": settings.output_tokens,
+            "messages": messages,
+            "max_tokens": max_tokens,
             "temperature": settings.temperature,
             "seed": seed,
             "stream": True,
@@ -86,6 +88,7 @@ class ChatClient:
     def exchange(self, request: bytes, answer: Answer) -> None:
         """Send one request and feed `answer` until its stream ends, well or badly."""
         sock = None
+        answer.opened = time.monotonic()
         try:
             sock = self.connect()
             answer.sent = time.monotonic()
@@ -112,7 +115,8 @@ def _receive(response: HTTPSocketResponse, answer: Answer) -> None:
             now = time.monotonic()
             if not line:
                 break
-            answer.feed(line, now)
+            if line != b"\n":  # the blank line that ends every event
+                answer.feed(line, now)
     except TimeoutError as error:
         # What follows [DONE] decides nothing any more, here and below.
         if not answer.done:

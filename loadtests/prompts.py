@@ -33,3 +33,31 @@ def make(words: int, seed: object, mark: str) -> str:
     source = random.Random(str(seed))
     chosen = ", ".join(source.choice(WORDS) for _ in range(words))
     return f"[{mark}] {INSTRUCTION} {chosen}."
+
+
+def of_pool(number: int, words: int, text: str, run_id: str) -> str:
+    """Prompt `number` of the few that a run with a warm cache sends again and again.
+
+    It is `text`, or made up of `words` words where there is none.
+    """
+    mark = nonce(run_id, "pool", number)
+    return f"[{mark}] {text}" if text else make(words, f"pool/{number}", mark)
+
+
+def prefixed(words: int, mark: str) -> str:
+    """A system prompt of `words` words, the same for every request with the same `mark`."""
+    source = random.Random(f"prefix/{mark}")
+    return f"[{mark}] Facts to remember: " + ", ".join(source.choice(WORDS) for _ in range(words))
+
+
+def of_blocks(blocks: tuple[int, ...], words_each: int, words: int, mark: str) -> str:
+    """A prompt of `words` words out of numbered blocks of `words_each` words.
+
+    Prompts with the same `mark` whose first blocks have the same numbers begin with the same text,
+    as the requests of a trace did.
+    """
+    chosen: list[str] = []
+    for block in blocks:
+        source = random.Random(f"block/{block}")
+        chosen += (source.choice(WORDS) for _ in range(words_each))
+    return f"[{mark}] {INSTRUCTION} " + ", ".join(chosen[:words])

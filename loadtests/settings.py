@@ -15,13 +15,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """One stage of one load test. Seconds and tokens; `folder` None keeps no raw samples."""
+    """One level of load. Seconds and tokens; `folder` None keeps no raw samples."""
 
     run_id: str = "by-hand"
     folder: str | None = None
     endpoint: str = "http://127.0.0.1:8080"
     model: str = ""
     profile: str = "concurrent"
+    loop: str = "closed"
+    """closed: a user waits for its answer. open: requests are sent when the plan has them due."""
+    plan: str = ""
+    """File with the requests to send (plan.py); "": all of prompt_words and output_tokens."""
+    workers: int = 1
+    """Processes that share the load; each takes its share of the plan."""
     requests: int = 0
     """Measured requests of each user after one warm-up request; 0: until the time is over."""
     warmup_s: float = 0.0
@@ -32,6 +38,14 @@ class Settings:
     ignore_eos: bool = False
     temperature: float = 0.7
     seed: int = 1
+    pool: int = 0
+    """So many different prompts, sent again and again; 0: every prompt is another one."""
+    prefix_words: int = 0
+    """Length of a system prompt that all requests share; 0: none."""
+    turns: int = 1
+    """Questions of one conversation."""
+    think_s: float = 0.0
+    """Rest between an answer and the next question of a conversation."""
     timeout_s: float = 120.0
     """Longest silence on a connection: above the slowest prefill."""
     connect_timeout_s: float = 10.0

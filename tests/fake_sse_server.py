@@ -44,6 +44,10 @@ class Script:
     """What /metrics tells, as a share of the truth."""
     metrics: bool = True
     key: str | None = None
+    slots: int = 0
+    """Requests answered at the same time, the others wait; 0: all."""
+    accept: float = 0.0
+    """Seconds before a new connection is read from."""
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Exchange:
     received: float
     fault: str | None
     prompt: str
+    body: dict[str, Any] = field(default_factory=dict)
     written: list[float] = field(default_factory=list)
     tokens: int = 0
 
@@ -66,6 +71,7 @@ class FakeServer:
         self.predicted = 0
         self.url = ""
         self._faults = itertools.cycle(script.faults)
+        self._slots = asyncio.Semaphore(script.slots or 1_000_000)
 
     def of(self, prompt: str) -> Exchange:
         """The exchange of a prompt, found by its nonce, [abcdef01]."""
@@ -74,18 +80,23 @@ class FakeServer:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        connected = time.monotonic()
         with contextlib.suppress(*ends):
-            while await self._request(reader, writer):
-                pass
+            await asyncio.sleep(self.script.accept)
+            while await self._request(reader, writer, connected):
+                connected = 0.0
         with contextlib.suppress(ConnectionError):
             writer.close()
 
-    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _request(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connected: float
+    ) -> bool:
+        """One request; the first one of a connection that was read late came when it was made."""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         except asyncio.IncompleteReadError:
             return False
-        received = time.monotonic()
+        received = connected if self.script.accept and connected else time.monotonic()
         _, path, _ = head.split("\r\n", 1)[0].split(" ")
         length = re.search(r"(?im)^content-length:\s*(\d+)", head)
         raw = await reader.readexactly(int(length[1])) if length else b""
@@ -115,7 +126,7 @@ class FakeServer:
             return _plain(writer, 200, {"choices": [{"message": {"content": "word"}}],
                                         "usage": self._usage(prompt, 1)})  # fmt: skip
         fault = next(self._faults)
-        exchange = Exchange(received, fault, prompt)
+        exchange = Exchange(received, fault, prompt, body)
         self.exchanges.append(exchange)
         if fault == "drop":
             return False
@@ -125,13 +136,15 @@ class FakeServer:
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
-        return await self._stream(writer, exchange)
+        async with self._slots:
+            return await self._stream(writer, exchange)
 
     async def _stream(self, writer: asyncio.StreamWriter, exchange: Exchange) -> bool:
         script, fault = self.script, exchange.fault
         if script.role:
             _event(writer, {"choices": [{"delta": {"role": "assistant", "content": None}}]})
-        await asyncio.sleep(max(0.0, exchange.received + script.ttft - time.monotonic()))
+        begun = time.monotonic() if script.slots else exchange.received
+        await asyncio.sleep(max(0.0, begun + script.ttft - time.monotonic()))
         if fault == "hang":
             await asyncio.sleep(3600)
         left = 0 if fault == "empty" else script.tokens

@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from deployer.loadtest import measure
+from deployer.loadtest import judging, measure, validity
+from deployer.loadtest.levels import level_of
 from deployer.metrics import MEASURED, WARMUP, Sample
 from deployer.recipe import LoadTest
 from deployer.results import Host, LoadTestResult, Run, Trials, Workload
@@ -95,10 +96,10 @@ def result(
     """The document for samples of a run that began at 0."""
     work = workload or LoadTest(profile="concurrent", users=8, duration=20, warmup=3)
     workers = (worker or measure.Worker(0.0, 23.0, 1.5, 6.0),)
-    span = measure.window(work, samples, workers)
-    stage = measure.stage(
-        f"{work.users} users", work.users, samples, span, measure.limits_of(work.slo)
-    )
+    level = level_of(work)
+    span = measure.window(level, samples, workers)
+    part = measure.Part(tuple(samples), span, workers)
+    stage = measure.stage(level, [part], measure.limits_of(work.slo))
     return LoadTestResult(
         run=Run(
             id="20261122-120000-concurrent-abc123",
@@ -133,8 +134,8 @@ def result(
         ),
         stages=(stage,),
         trials=Trials(mean=stage.throughput.output_tokens_per_s),
-        gates=measure.gates(work.slo, (stage,)),
-        client=measure.client(workers, (stage,), samples, server_tokens),
-        flags=measure.flags(samples, (stage,), host, work.profile),
+        gates=judging.gates(work, (stage,)),
+        client=validity.client((stage,), [[part]], server_tokens),
+        flags=validity.flags(samples, (stage,), host, work.profile),
         answers=measure.answers(samples),
     )

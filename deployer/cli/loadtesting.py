@@ -10,17 +10,27 @@ import click
 from deployer.cli.options import json_option, set_option, with_options
 from deployer.cli.output import emit, reporter
 from deployer.home import default_home
+from deployer.recipe.loadtest import PROFILES
 
 
 @click.command()
 @click.option("--endpoint", metavar="URL", help="Test this OpenAI-compatible server.")
 @click.option("--server", metavar="NAME", help="Test this server of ours; default: the one.")
-@click.option("--profile", type=click.Choice(["smoke", "concurrent"]))
+@click.option("--profile", type=click.Choice(PROFILES), help="What kind of load.")
 @click.option("--users", type=click.IntRange(1, 10_000), help="Concurrent users.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    help="Requests per second of constant and poisson; the first rate of a sweep.",
+)
 @click.option("--duration", type=click.IntRange(1, 86_400), help="Measured seconds.")
+@click.option("--trials", type=click.IntRange(1, 30), help="How often the load is repeated.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path), help="JSONL or CSV file that replay sends."
+)
 @click.option(
     "--workers", type=click.IntRange(1, 256), default=1, show_default=True,
-    help="Processes that share the users, where one is not fast enough.",
+    help="Processes that share the load, where one is not fast enough.",
 )  # fmt: skip
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="File whose first line is the key."
@@ -31,7 +41,10 @@ def loadtest(
     server: str | None,
     profile: str | None,
     users: int | None,
+    rate: float | None,
     duration: int | None,
+    trials: int | None,
+    trace: Path | None,
     workers: int,
     api_key_file: Path | None,
     overrides: tuple[str, ...],
@@ -40,11 +53,14 @@ def loadtest(
     """Load-test a server with Locust: latencies, throughput, errors, SLOs, an HTML report.
 
     The workload is that of the served bundle's recipe (its loadtest section); options override
-    it. Exits 1 when an SLO is missed, 3 when the measurement cannot be trusted.
+    it. Exits 1 when an SLO or a gate is missed, 3 when the measurement cannot be trusted.
     """
     from deployer.workflow import running
 
-    options = {"profile": profile, "users": users, "duration": duration}
+    options = {
+        "trace": trace, "profile": profile, "users": users, "rate": rate, "duration": duration,
+        "trials": trials,
+    }  # fmt: skip
     chosen = [f"loadtest.{key}={value}" for key, value in options.items() if value is not None]
     outcome = running.loadtest(
         endpoint, server, [*chosen, *overrides], default_home(), reporter(),

@@ -1,15 +1,15 @@
 """The load test: Locust against an endpoint -> LoadTestResult.
 
-`run` does it all; `measure` holds the arithmetic, `driver` the process, `endpoint` the requests
-beside the load, `storage` the files. Definitions: docs/loadtest.md.
+`run` does it all. `preparing` learns what it must know before, `planned` says what to send and
+when, `sweep` which rate comes next, `driver` runs the process; `measure`, `judging`, `validity` and
+`recording` make the document, `storage` the files. Definitions: docs/loadtest.md.
 """
 
 from __future__ import annotations
 
 import os
-import runpy
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,22 +17,20 @@ from typing import Any
 
 import deployer
 from deployer.errors import LoadTestError, UsageError
-from deployer.loadtest import driver, host, measure, storage
-from deployer.loadtest.driver import SMOKE_REQUESTS, Raw
-from deployer.loadtest.endpoint import Endpoint, words_for
-from deployer.loadtest.measure import exit_code
+from deployer.loadtest import driver, host, measure, planned, preparing, recording, storage, sweep
+from deployer.loadtest.endpoint import Endpoint
+from deployer.loadtest.judging import exit_code
+from deployer.loadtest.levels import Level, level_of, users_of, users_text
+from deployer.loadtest.measure import Part
+from deployer.loadtest.preparing import SEED, TEMPERATURE, Prepared
+from deployer.loadtest.recording import Loads
 from deployer.loadtest.storage import Page
-from deployer.metrics import MEASURED, PREVIEW, Sample, first_chunk_tokens
+from deployer.metrics import PREVIEW, Sample, first_chunk_tokens
 from deployer.progress import SILENT, Progress
 from deployer.recipe import LoadTest
-from deployer.results import Host, LoadTestResult, Run, Trials, Workload
+from deployer.results import LoadTestResult, Run
 
-__all__ = ["Page", "exit_code", "folder_of", "run"]
-
-SEED = 1
-TEMPERATURE = 0.7
-IGNORE_EOS = False
-CALIBRATION_WORDS = (8, 40)
+__all__ = ["SEED", "TEMPERATURE", "Page", "exit_code", "folder_of", "run"]
 
 
 def run(
@@ -47,7 +45,7 @@ def run(
 ) -> LoadTestResult:
     """Measure the server at `endpoint` and store the result in `out_dir`/ID (`folder_of`).
 
-    The users are shared among `workers` processes; UsageError where there are fewer users.
+    The load is shared among `workers` processes; UsageError where there are fewer users.
     `server` says what is known of it (engine, version, quantization, bundle digest, argv);
     `api_key` may also come from DEPLOYER_API_KEY or DEPLOYER_API_KEY_FILE; `pages` are drawn and
     stored under their names. The folder appears whole or not at all. Raises LoadTestError when
@@ -63,20 +61,23 @@ def run(
         storage.folder_for(identity, out_dir) as folder,
     ):
         started = datetime.now(UTC)
-        known = _prepare(target, workload, identity, progress)
+        prepared = preparing.prepare(target, workload, identity, progress)
+        if workload.cache == "warm":
+            preparing.warm(target, workload, prepared, progress)
         before = target.generated_tokens()
-        with progress.step(_title(workload)) as step:
-            raw = driver.drive(workload, {**known, "folder": str(folder)}, step, key, workers)
-        samples = _tokenized(raw.samples, target)
-        result = _result(
+        loads = Loads()
+        _measure(loads, target, workload, prepared, folder, progress, key, workers)
+        grown = _grown(target, before, loads.samples)
+        result = recording.result(
             workload,
-            Raw(samples, raw.workers),
+            prepared,
+            loads,
             _run_record(identity, started),
-            {"endpoint": target.url, "model": known["model"], **(server or {})},
+            {"endpoint": target.url, "model": prepared.known["model"], **(server or {})},
             machine,
-            _grown(target, before, samples),
+            grown,
         )
-        storage.write(folder, result, samples, pages or {})
+        storage.write(folder, result, loads.samples, pages or {})
     for problem in result.client.problems:
         progress.warn(f"Not a valid measurement: {problem}.")
     for flag in result.flags:
@@ -84,43 +85,67 @@ def run(
     return result
 
 
+def _measure(
+    loads: Loads,
+    target: Endpoint,
+    workload: LoadTest,
+    prepared: Prepared,
+    folder: Path,
+    progress: Progress,
+    key: str | None,
+    workers: int,
+) -> None:
+    """Put every level of load on the server, every trial of it, and fill `loads`."""
+    limits = measure.limits_of(workload.slo)
+    for level in _levels(loads, workload, prepared):
+        number = len(loads.levels)
+        parts = []
+        for trial in range(workload.trials):
+            place = _place(folder, workload, number, trial)
+            rows = planned.rows(level, workload, prepared.material, f"{SEED + trial}/{level.rate}")
+            known = {**prepared.of_trial(trial), "folder": str(place)}
+            with progress.step(_title(workload, level, trial)) as step:
+                raw = driver.drive(level, known, rows, step, key, workers, loads.origin)
+            loads.origin = raw.origin
+            tokenized = _tokenized(raw.samples, target)
+            samples = tuple(replace(s, stage=number, trial=trial) for s in tokenized)
+            span = measure.window(level, samples, raw.workers)
+            expected = planned.measured_rows(level, rows) if level.loop == "open" else None
+            parts.append(Part(samples, span, raw.workers, expected))
+        loads.levels.append(level)
+        loads.parts.append(parts)
+        loads.stages.append(measure.stage(level, parts, limits))
+
+
+def _levels(loads: Loads, workload: LoadTest, prepared: Prepared) -> Iterator[Level]:
+    """The only level; of a sweep one after the other, as the stages so far tell."""
+    level = level_of(workload)
+    if workload.profile == "replay":
+        level = planned.replay_level(level, prepared.material.trace)
+    yield level
+    while workload.profile == "sweep" and (rate := sweep.next_rate(loads.stages)):
+        yield level_of(workload, rate)
+
+
+def _place(folder: Path, workload: LoadTest, number: int, trial: int) -> Path:
+    """Where Locust writes: the folder itself, or one of its own where there are several runs."""
+    if workload.profile != "sweep" and workload.trials == 1:
+        return folder
+    place = folder / f"stage-{number + 1}-trial-{trial + 1}"
+    place.mkdir()
+    return place
+
+
 def folder_of(out_dir: Path, result: LoadTestResult) -> Path:
     """Where `run` stored a result."""
     return out_dir / result.run.id
 
 
-def _result(
-    workload: LoadTest,
-    raw: Raw,
-    run_record: Run,
-    server: Mapping[str, Any],
-    machine: Host,
-    server_tokens: int | None,
-) -> LoadTestResult:
-    samples, workers = raw.samples, raw.workers
-    users = driver.users(workload)
-    span = measure.window(workload, samples, workers)
-    limits = measure.limits_of(workload.slo)
-    stages = (measure.stage(_users(users), users, samples, span, limits),)
-    return LoadTestResult(
-        run=run_record,
-        server=dict(server),
-        host=machine,
-        workload=_workload_record(workload, users, samples),
-        stages=stages,
-        trials=Trials(mean=stages[0].throughput.output_tokens_per_s),
-        gates=measure.gates(workload.slo, stages),
-        client=measure.client(workers, stages, samples, server_tokens),
-        flags=measure.flags(samples, stages, machine, workload.profile),
-        answers=measure.answers(samples),
-    )
-
-
 def _check_workers(workload: LoadTest, workers: int) -> None:
-    if workers > driver.users(workload):
+    if not workload.is_open and workers > users_of(workload):
         raise UsageError(
-            f"{workers} load workers cannot share {_users(driver.users(workload))}",
-            "Use no more --workers than --users; the profile smoke has one user.",
+            f"{workers} load workers cannot share {users_text(users_of(workload))}",
+            "Use no more --workers than --users; the profiles smoke and sync have one user.",
         )
 
 
@@ -154,38 +179,12 @@ def _key_from_environment() -> str | None:
     return key or None
 
 
-def _users(users: int) -> str:
-    return "1 user" if users == 1 else f"{users} users"
-
-
-def _title(workload: LoadTest) -> str:
-    if workload.profile == "smoke":
-        return f"Load test: smoke, {SMOKE_REQUESTS} requests one after another"
-    return f"Load test: {_users(workload.users)} for {workload.duration} s"
-
-
-def _prepare(
-    target: Endpoint, workload: LoadTest, identity: str, progress: Progress
-) -> dict[str, Any]:
-    """Check that the server answers real requests, and learn how long a prompt must be."""
-    make = runpy.run_path(str(driver.locustfile().with_name("prompts.py")))["make"]
-    with progress.step(f"Endpoint {target.url}") as step:
-        model = target.model()
-        step.update(note=model)
-        measured = {
-            words: target.prompt_tokens(model, make(words, SEED, secrets.token_hex(4)))
-            for words in CALIBRATION_WORDS
-        }
-    tokens = {words: count for words, count in measured.items() if count is not None}
-    return {
-        "run_id": identity,
-        "endpoint": target.url,
-        "model": model,
-        "prompt_words": words_for(workload.prompt_tokens, tokens),
-        "seed": SEED,
-        "temperature": TEMPERATURE,
-        "ignore_eos": IGNORE_EOS,
-    }
+def _title(workload: LoadTest, level: Level, trial: int) -> str:
+    of = f", trial {trial + 1} of {workload.trials}" if workload.trials > 1 else ""
+    if level.requests:
+        return f"Load test: smoke, {level.requests} requests one after another{of}"
+    name = level.name if level.loop == "closed" else f"{workload.profile}, {level.name}"
+    return f"Load test: {name} for {level.duration:g} s{of}"
 
 
 def _tokenized(samples: Sequence[Sample], target: Endpoint) -> tuple[Sample, ...]:
@@ -215,23 +214,3 @@ def _grown(target: Endpoint, before: int | None, samples: Sequence[Sample]) -> i
     ours = sum(sample.output_tokens or 0 for sample in samples)
     after = target.settled_tokens(before + ours)
     return None if after is None else after - before
-
-
-def _workload_record(workload: LoadTest, users: int, samples: Sequence[Sample]) -> Workload:
-    ok = [s for s in samples if s.ok and s.phase == MEASURED]
-    smoke = workload.profile == "smoke"
-    amount = {"requests": SMOKE_REQUESTS} if smoke else {"duration_s": workload.duration}
-    return Workload(
-        profile=workload.profile,
-        loop="closed",
-        target={"users": users, **amount},
-        warmup="1 request" if smoke else f"{workload.warmup} s",
-        prompt_tokens=workload.prompt_tokens,
-        output_tokens=workload.output_tokens,
-        input=measure.summary([s.prompt_tokens for s in ok]),
-        output=measure.summary([s.output_tokens for s in ok]),
-        ignore_eos=IGNORE_EOS,
-        cache_mode="nonce",
-        temperature=TEMPERATURE,
-        slo=workload.slo.model_dump(),
-    )

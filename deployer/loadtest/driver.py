@@ -6,7 +6,7 @@ import importlib.util
 import json
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from typing import Any
 import deployer
 from deployer import process
 from deployer.errors import CommandError, LoadTestError
+from deployer.loadtest.levels import Level
 from deployer.loadtest.measure import Worker
 from deployer.metrics import Sample
 from deployer.progress import Step
-from deployer.recipe import LoadTest
-from deployer.results import LOG
+from deployer.results import LOG, PLAN, TOLD
 
-SMOKE_REQUESTS = 5
-SMOKE_LIMIT_S = 300
 DRAIN_S = 60
 """Seconds that running requests get to finish after the end; `--stop-timeout` of Locust."""
 BACKSTOP_S = 30
@@ -31,10 +29,14 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Raw:
-    """What Locust left: requests in the order they were sent, times from the start."""
+    """What Locust left: requests in the order they were sent, times counted from `origin`.
+
+    `origin` is a moment of the monotonic clock, in seconds.
+    """
 
     samples: tuple[Sample, ...]
     workers: tuple[Worker, ...]
+    origin: float
 
 
 def locustfile() -> Path:
@@ -48,30 +50,21 @@ def locustfile() -> Path:
     )
 
 
-def users(workload: LoadTest) -> int:
-    """How many users send requests at the same time."""
-    return 1 if workload.profile == "smoke" else workload.users
-
-
-def time_limit(workload: LoadTest) -> int:
-    """Seconds after which Locust ends the load by itself; the locustfile ends it before."""
-    if workload.profile == "smoke":
-        return SMOKE_LIMIT_S
-    return workload.warmup + workload.duration + BACKSTOP_S
-
-
-def argv(workload: LoadTest, workers: int = 1) -> list[str]:
+def argv(level: Level, workers: int = 1) -> list[str]:
     """Locust's command line; with several workers a master and so many more processes.
 
     No secret is in it.
     """
-    count = users(workload)
-    # Users start one after the other during the warm-up, so that they do not march in step.
-    rate = count / (0.8 * workload.warmup) if workload.warmup else count
+    # An open loop has one user in every process, who sends that process's share.
+    count = workers if level.loop == "open" else level.users
+    # Users start one after the other during the warm-up, so that they do not march in step; the
+    # workers of an open loop all at once, for their clocks start with them.
+    ramp = level.warmup if level.loop == "closed" else 0
+    rate = count / (0.8 * ramp) if ramp else 100 * count
     return [
         sys.executable, "-m", "locust", "-f", str(locustfile()), "--headless", "--only-summary",
         "--users", str(count), "--spawn-rate", f"{max(rate, 1.0):.3f}",
-        "--run-time", f"{time_limit(workload)}s", "--stop-timeout", str(DRAIN_S),
+        "--run-time", f"{level.limit}s", "--stop-timeout", str(DRAIN_S),
         "--exit-code-on-error", "0", *(_processes(workers) if workers > 1 else ()),
     ]  # fmt: skip
 
@@ -87,47 +80,53 @@ def _processes(workers: int) -> list[str]:
     ]  # fmt: skip
 
 
-def settings(workload: LoadTest, **known: Any) -> dict[str, Any]:
+def settings(level: Level, workers: int, **known: Any) -> dict[str, Any]:
     """The content of the file that DEPLOYER_LOADTEST names; its keys are loadtests/settings.py's.
 
-    `known`: run_id, folder, endpoint, model, prompt_words, seed, temperature, ignore_eos.
+    `known`: run_id, folder, endpoint, model, seed, temperature, and what the profile needs.
     """
-    smoke = workload.profile == "smoke"
     return {
-        "profile": workload.profile,
-        "requests": SMOKE_REQUESTS if smoke else 0,
-        "warmup_s": float(workload.warmup),
-        "duration_s": 0.0 if smoke else float(workload.duration),
-        "output_tokens": workload.output_tokens,
+        "loop": level.loop,
+        "requests": level.requests,
+        "warmup_s": float(level.warmup),
+        "duration_s": 0.0 if level.requests else float(level.duration),
+        "workers": workers,
         **known,
     }
 
 
 def drive(
-    workload: LoadTest, known: dict[str, Any], step: Step, key: str | None, workers: int = 1
+    level: Level,
+    known: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    step: Step,
+    key: str | None,
+    workers: int = 1,
+    origin: float | None = None,
 ) -> Raw:
     """Run Locust to its end in `known["folder"]` and read what it measured.
 
-    With several `workers` the users are shared among so many processes. Raises LoadTestError,
-    with the end of Locust's log, where it fails, sends nothing or loses a worker. An interrupt
-    ends Locust too.
+    `rows` are the requests to send (planned.py). With several `workers` the load is shared among
+    so many processes. Times count from `origin`, by default from the start of the load. Raises
+    LoadTestError, with the end of Locust's log, where it fails, sends nothing or loses a worker.
+    An interrupt ends Locust too.
     """
     folder = Path(known["folder"])
-    (folder / "workload.json").write_text(
-        json.dumps(settings(workload, **known), indent=2), encoding="utf-8"
-    )
+    told = settings(level, workers, **known, plan=str(folder / PLAN))
+    (folder / PLAN).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / TOLD).write_text(json.dumps(told, indent=2), encoding="utf-8")
     try:
         process.run(
-            argv(workload, workers),
-            env=environment(folder / "workload.json", key),
+            argv(level, workers),
+            env=environment(folder / TOLD, key),
             log_path=folder / LOG,
             cwd=folder,
-            timeout=time_limit(workload) + DRAIN_S + BACKSTOP_S,
-            on_line=follow(workload, step),
+            timeout=level.limit + DRAIN_S + BACKSTOP_S,
+            on_line=follow(level, step),
         )
     except CommandError as error:
         raise _failed(error.message, folder / LOG) from error
-    raw = gather(folder)
+    raw = gather(folder, origin)
     if not raw.samples or not raw.workers:
         raise _failed("Locust ended without one request", folder / LOG)
     if len(raw.workers) != workers:
@@ -148,7 +147,7 @@ def environment(workload_file: Path, key: str | None) -> dict[str, str]:
     return env
 
 
-def follow(workload: LoadTest, step: Step) -> Callable[[str], None]:
+def follow(level: Level, step: Step) -> Callable[[str], None]:
     """A reader of Locust's output that passes the workers' progress lines on to `step`."""
     latest: dict[int, dict[str, float]] = {}
 
@@ -164,19 +163,19 @@ def follow(workload: LoadTest, step: Step) -> Callable[[str], None]:
         note = f"{done} requests, {tokens / max(seconds, 0.1):.0f} output tok/s"
         if failed:
             note += f", {failed} failed"
-        if workload.profile == "smoke":
-            step.update(done=done + failed, total=SMOKE_REQUESTS + 1, note=note)
+        if level.requests:
+            step.update(done=done + failed, total=level.requests + 1, note=note)
         else:
-            whole = workload.warmup + workload.duration
-            step.update(done=min(seconds, whole), total=whole, note=note)
+            step.update(done=min(seconds, level.seconds), total=level.seconds, note=note)
 
     return on_line
 
 
-def gather(folder: Path) -> Raw:
-    """Read the workers' files; times are moved to count from the start of the first worker."""
+def gather(folder: Path, origin: float | None = None) -> Raw:
+    """Read the workers' files; times are moved to count from `origin`, else the first start."""
     reports = [json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("worker-*.json"))]
-    origin = min((report["started"] for report in reports), default=0.0)
+    if origin is None:
+        origin = min((report["started"] for report in reports), default=0.0)
     samples = [
         Sample.from_json(json.loads(line)).shifted(origin)
         for path in sorted(folder.glob("samples-*.jsonl"))
@@ -191,7 +190,7 @@ def gather(folder: Path) -> Raw:
         )
         for report in reports
     ]
-    return Raw(tuple(sorted(samples, key=lambda s: s.sent)), tuple(workers))
+    return Raw(tuple(sorted(samples, key=lambda s: s.sent)), tuple(workers), origin)
 
 
 def _failed(what: str, log: Path) -> LoadTestError:

@@ -180,6 +180,14 @@ def words_for(tokens: int, measured: Mapping[int, int]) -> int:
     return max(1, round((tokens - low) / each + few))
 
 
+def plain_words_for(tokens: int, measured: Mapping[int, int]) -> int:
+    """How many words of bare text, without instruction and template, are about `tokens` tokens."""
+    if len(measured) < 2:
+        return max(1, tokens // 2)
+    (few, low), (many, high) = min(measured.items()), max(measured.items())
+    return max(1, round(tokens / max((high - low) / (many - few), 0.1)))
+
+
 def _counter(text: str) -> int | None:
     for name in _COUNTERS:
         found = re.findall(rf"(?m)^{re.escape(name)}(?:\{{[^}}]*\}})?\s+(\S+)", text)

@@ -1,43 +1,41 @@
-"""Raw requests -> the result document. Pure: no clock, no file, no network.
+"""Raw requests -> the figures of a level of load. Pure: no clock, no file, no network.
 
-A request belongs to the measurement when it was *sent* after the warm-up; it may finish after
-the end. Throughput counts what *arrived* in the measured seconds, whenever it was sent.
+A request belongs to the measurement when it was *sent* after the warm-up, or in an open loop *due*
+after it; it may finish after the end. Throughput counts what *arrived* in the measured seconds,
+whenever it was sent. A level that was repeated has a part for each trial; its figures are of all
+parts together, and `Stage.trials` tells how they differ.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from deployer import metrics
-from deployer.errors import EXIT_FAILED, EXIT_INVALID_MEASUREMENT, EXIT_OK
+from deployer.comparison import half_width
+from deployer.loadtest.levels import Level
 from deployer.metrics import ERRORS, MEASURED, Limits, Sample
-from deployer.recipe import LoadTest, Slo
+from deployer.recipe import Slo
 from deployer.results import (
-    ERROR_RATE,
     Answer,
-    Client,
-    Flag,
-    Gate,
     Goodput,
-    Host,
     Latency,
-    LoadTestResult,
     Requests,
     Stage,
     Summary,
     Throughput,
     Tokens,
+    Trials,
+    Turn,
 )
 
-MAX_LAG_MS = 20.0
-MAX_CPU_PERCENT = 80.0
-MAX_TOKEN_MISMATCH = 0.01
-TOKEN_SLACK = 8
-"""Tokens the counts may differ by whatever the share: a health probe's few are no mismatch."""
-MIN_ACHIEVED = 0.95
-FEW_REQUESTS = 20
+SATURATED_BELOW = 0.95
+"""Goodput, and answered / sent, below which a rate is too much for the server."""
+SATURATION_SLACK = 3
+"""Requests that may be unanswered at the end whatever the share: a few are always under way."""
 
 
 @dataclass(frozen=True)
@@ -62,34 +60,84 @@ class Worker:
     cpu_percent_max: float | None
 
 
-def window(workload: LoadTest, samples: Sequence[Sample], workers: Sequence[Worker]) -> Window:
+@dataclass(frozen=True)
+class Part:
+    """One trial of a level: its requests, its measured seconds, its processes.
+
+    `planned` is how many requests an open loop had to send in the measured seconds.
+    """
+
+    samples: tuple[Sample, ...]
+    span: Window
+    workers: tuple[Worker, ...] = ()
+    planned: int | None = None
+
+
+def window(level: Level, samples: Sequence[Sample], workers: Sequence[Worker]) -> Window:
     """The measured seconds: after the warm-up until the end, or all measured requests (smoke)."""
-    if workload.profile == "smoke":
+    if level.requests:
         measured = [s for s in samples if s.phase == MEASURED]
         return Window(
             min((s.sent for s in measured), default=0.0),
             max((s.closed for s in measured), default=0.0),
         )
-    start = max(worker.started for worker in workers) + workload.warmup
-    return Window(start, min(start + workload.duration, *(w.stopping for w in workers)))
+    start = max(worker.started for worker in workers) + level.warmup
+    return Window(start, min(start + level.duration, *(w.stopping for w in workers)))
 
 
-def stage(name: str, users: int, samples: Sequence[Sample], span: Window, limits: Limits) -> Stage:
-    """The figures of one level of load in a closed loop of `users`."""
+def stage(level: Level, parts: Sequence[Part], limits: Limits) -> Stage:
+    """The figures of one level of load, all of its trials together."""
+    whole = _stage(level, parts, limits)
+    if len(parts) == 1:
+        return whole
+    each = [_stage(level, [part], limits) for part in parts]
+    found = {name: _spread([figure(one) for one in each]) for name, figure in _REPEATED.items()}
+    return whole.model_copy(update={"trials": {k: v for k, v in found.items() if v is not None}})
+
+
+def _stage(level: Level, parts: Sequence[Part], limits: Limits) -> Stage:
+    samples = [s for part in parts for s in part.samples]
     measured = [s for s in samples if s.phase == MEASURED]
     ok = [s for s in measured if s.ok]
+    is_open = level.loop == "open"
+    seconds = math.fsum(part.span.seconds for part in parts)
+    throughput = _throughput(parts, seconds)
+    goodput = _goodput(parts, seconds, limits)
     return Stage(
-        name=name,
-        target=users,
-        achieved=round(metrics.in_flight(samples, span.start, span.end), 3),
-        unit="users" if users != 1 else "user",
-        duration_s=round(span.seconds, 3),
+        name=level.name,
+        target=level.target,
+        achieved=throughput.requests_per_s if is_open else _under_way(parts, seconds),
+        unit=level.unit,
+        duration_s=round(seconds, 3),
         requests=_requests(samples, measured),
         tokens=_tokens(ok),
-        throughput=_throughput(samples, span),
-        latency_ms=_latency(ok),
-        goodput=_goodput(measured, span, limits),
+        throughput=throughput,
+        latency_ms=_latency(ok, is_open),
+        goodput=goodput,
+        offered=round(len(measured) / seconds, 3) if is_open and seconds else None,
+        saturated=_saturated(parts, goodput) if is_open else None,
+        turns=_turns(ok),
     )
+
+
+def _under_way(parts: Sequence[Part], seconds: float) -> float:
+    if not seconds:
+        return 0.0
+    busy = (metrics.in_flight(p.samples, p.span.start, p.span.end) * p.span.seconds for p in parts)
+    return round(math.fsum(busy) / seconds, 3)
+
+
+def _saturated(parts: Sequence[Part], goodput: Goodput) -> bool:
+    """Whether the server did not keep up: too few answered, or too few of them well.
+
+    Fewer were answered than sent in the measured seconds by more than a twentieth (and by more
+    than a few): the requests pile up.
+    """
+    sent = sum(s.phase == MEASURED for part in parts for s in part.samples)
+    answered = sum(len(_finished_in(part.samples, part.span)) for part in parts)
+    short = sent - answered
+    piled_up = short > max((1 - SATURATED_BELOW) * sent, SATURATION_SLACK * len(parts))
+    return piled_up or (goodput.share is not None and goodput.share < SATURATED_BELOW)
 
 
 def _requests(samples: Sequence[Sample], measured: Sequence[Sample]) -> Requests:
@@ -126,14 +174,15 @@ def _finished_in(samples: Sequence[Sample], span: Window) -> list[Sample]:
     return [s for s in samples if s.ok and s.last and span.start <= s.last <= span.end]
 
 
-def _throughput(samples: Sequence[Sample], span: Window) -> Throughput:
-    if not span.seconds:
+def _throughput(parts: Sequence[Part], seconds: float) -> Throughput:
+    if not seconds:
         return Throughput(requests_per_s=0.0, output_tokens_per_s=None)
-    known = [s for s in samples if s.output_tokens is not None]
-    tokens = sum(metrics.tokens_within(s, span.start, span.end) for s in known)
+    answered = sum(len(_finished_in(part.samples, part.span)) for part in parts)
+    known = [(s, p.span) for p in parts for s in p.samples if s.output_tokens is not None]
+    tokens = sum(metrics.tokens_within(s, span.start, span.end) for s, span in known)
     return Throughput(
-        requests_per_s=round(len(_finished_in(samples, span)) / span.seconds, 3),
-        output_tokens_per_s=round(tokens / span.seconds, 3) if known else None,
+        requests_per_s=round(answered / seconds, 3),
+        output_tokens_per_s=round(tokens / seconds, 3) if known else None,
     )
 
 
@@ -142,7 +191,7 @@ def summary(values: Sequence[float | None], scale: float = 1.0) -> Summary:
     return Summary(**asdict(metrics.summarize(values, scale)))
 
 
-def _latency(ok: Sequence[Sample]) -> Latency:
+def _latency(ok: Sequence[Sample], is_open: bool) -> Latency:
     def of(figure: Callable[[Sample], float | None]) -> Summary:
         return summary([figure(s) for s in ok], 1000)
 
@@ -152,6 +201,9 @@ def _latency(ok: Sequence[Sample]) -> Latency:
         tpot=of(metrics.tpot),
         icl=summary([gap for s in ok for gap in metrics.icl(s)], 1000),
         e2e=of(metrics.e2e),
+        e2e_from_schedule=of(metrics.e2e_from_schedule) if is_open else None,
+        queue=of(metrics.queue) if is_open else None,
+        connect=of(metrics.connect),
     )
 
 
@@ -164,13 +216,18 @@ def limits_of(slo: Slo) -> Limits:
     return Limits(seconds(slo.ttft_p95_ms), seconds(slo.tpot_p95_ms), seconds(slo.e2e_p95_ms))
 
 
-def _goodput(measured: Sequence[Sample], span: Window, limits: Limits) -> Goodput:
-    counted = [s for s in measured if s.error != "cutoff"]
-    good = [s for s in counted if limits.met_by(s)]
-    rate = len(_finished_in(good, span)) / span.seconds if span.seconds else 0.0
+def _goodput(parts: Sequence[Part], seconds: float, limits: Limits) -> Goodput:
+    counted = [s for p in parts for s in p.samples if s.phase == MEASURED and s.error != "cutoff"]
+    good = sum(limits.met_by(s) for s in counted)
+    in_time = sum(
+        len(
+            _finished_in([s for s in p.samples if s.phase == MEASURED and limits.met_by(s)], p.span)
+        )
+        for p in parts
+    )
     return Goodput(
-        share=round(len(good) / len(counted), 6) if counted else None,
-        requests_per_s=round(rate, 3),
+        share=round(good / len(counted), 6) if counted else None,
+        requests_per_s=round(in_time / seconds, 3) if seconds else 0.0,
         limits_ms={
             name: round(limit * 1000, 3)
             for name, limit in asdict(limits).items()
@@ -179,131 +236,51 @@ def _goodput(measured: Sequence[Sample], span: Window, limits: Limits) -> Goodpu
     )
 
 
-def gates(slo: Slo, stages: Sequence[Stage]) -> tuple[Gate, ...]:
-    """Every objective of the recipe, judged on its worst stage."""
-    limits = {"ttft": slo.ttft_p95_ms, "tpot": slo.tpot_p95_ms, "e2e": slo.e2e_p95_ms}
-    found = []
-    for name, limit in limits.items():
-        if limit is not None:
-            values = [getattr(stage.latency_ms, name).p95 for stage in stages]
-            found.append(_gate(f"{name}_p95_ms", values, limit))
-    rates = [stage.requests.error_rate for stage in stages]
-    return (*found, _gate(ERROR_RATE, rates, slo.max_error_rate))
+def _turns(ok: Sequence[Sample]) -> tuple[Turn, ...]:
+    """The turns of conversations, where there is more than one."""
+    numbers = sorted({s.turn for s in ok})
+    return tuple(_turn(n, [s for s in ok if s.turn == n]) for n in numbers) if numbers[1:] else ()
 
 
-def _gate(name: str, values: Sequence[float | None], limit: float) -> Gate:
+def _turn(number: int, ok: Sequence[Sample]) -> Turn:
+    tokens = _tokens(ok)
+    known = tokens.input is not None and tokens.cached is not None and tokens.input > 0
+    return Turn(
+        turn=number,
+        n=len(ok),
+        ttft_p50_ms=summary([metrics.ttft(s) for s in ok], 1000).p50,
+        input_tokens=None if tokens.input is None else round(tokens.input / len(ok), 1),
+        cached_share=round((tokens.cached or 0) / (tokens.input or 1), 4) if known else None,
+    )
+
+
+_REPEATED: dict[str, Callable[[Stage], float | None]] = {
+    "output_tokens_per_s": lambda stage: stage.throughput.output_tokens_per_s,
+    "requests_per_s": lambda stage: stage.throughput.requests_per_s,
+    "goodput": lambda stage: stage.goodput.share,
+    "ttft_p50_ms": lambda stage: stage.latency_ms.ttft.p50,
+    "ttft_p95_ms": lambda stage: stage.latency_ms.ttft.p95,
+    "tpot_p50_ms": lambda stage: stage.latency_ms.tpot.p50,
+    "tpot_p95_ms": lambda stage: stage.latency_ms.tpot.p95,
+    "e2e_p50_ms": lambda stage: stage.latency_ms.e2e.p50,
+    "e2e_p95_ms": lambda stage: stage.latency_ms.e2e.p95,
+}
+"""Figures whose spread over the trials is told."""
+
+
+def _spread(values: Sequence[float | None]) -> Trials | None:
+    """The spread of a figure over at least two trials; None where a trial has none."""
     known = [value for value in values if value is not None]
-    worst = max(known) if known and len(known) == len(values) else None
-    return Gate(
-        expression=f"{name} <= {limit:g}",
-        value=worst,
-        passed=worst is not None and worst <= limit,
-    )
-
-
-def client(
-    workers: Sequence[Worker],
-    stages: Sequence[Stage],
-    samples: Sequence[Sample],
-    server_tokens: int | None,
-) -> Client:
-    """Whether the numbers may be trusted; `server_tokens` is what the server's counter grew by."""
-    lag = max((w.lag_ms_p99 for w in workers if w.lag_ms_p99 is not None), default=None)
-    cpu = max((w.cpu_percent_max for w in workers if w.cpu_percent_max is not None), default=None)
-    counted = _counted(samples) if server_tokens is not None else None
-    problems = [
-        *_slow_client(lag, cpu),
-        *_token_mismatch(server_tokens, counted),
-        *(problem for stage in stages for problem in _too_few_under_way(stage)),
-    ]
-    return Client(
-        workers=len(workers),
-        cpu_percent_max=cpu,
-        lag_ms_p99=lag,
-        server_tokens=server_tokens,
-        counted_tokens=counted,
-        valid=not problems,
-        problems=tuple(problems),
-    )
-
-
-def _counted(samples: Sequence[Sample]) -> int | None:
-    """Output tokens of all requests, warm-up included; None where a request's are unknown."""
-    if any(s.token_source != "usage" and s.status is not None for s in samples):
+    if len(known) < len(values) or len(known) < 2:
         return None
-    return sum(s.output_tokens or 0 for s in samples)
-
-
-def _slow_client(lag: float | None, cpu: float | None) -> list[str]:
-    problems = []
-    if lag is not None and lag > MAX_LAG_MS:
-        problems.append(f"the load generator woke {lag:.1f} ms late (p99; {MAX_LAG_MS:g} allowed)")
-    if cpu is not None and cpu > MAX_CPU_PERCENT:
-        problems.append(f"a load worker used {cpu:.0f} % of a core ({MAX_CPU_PERCENT:g} allowed)")
-    return problems
-
-
-def _token_mismatch(server: int | None, counted: int | None) -> list[str]:
-    if server is None or counted is None:
-        return []
-    if abs(server - counted) <= max(MAX_TOKEN_MISMATCH * counted, TOKEN_SLACK):
-        return []
-    return [f"the server counted {server} output tokens, the load test {counted}"]
-
-
-def _too_few_under_way(stage: Stage) -> list[str]:
-    if not stage.requests.ok + stage.requests.failed:
-        return [f"{stage.name}: no request was sent and answered in the measured seconds"]
-    if stage.requests.failed or stage.target == 1 or stage.achieved >= MIN_ACHIEVED * stage.target:
-        return []
-    return [f"{stage.name}: only {stage.achieved:.1f} requests were under way on average"]
-
-
-def flags(
-    samples: Sequence[Sample], stages: Sequence[Stage], host: Host, profile: str
-) -> tuple[Flag, ...]:
-    """What a reader should know before believing the numbers."""
-    measured = [s for s in samples if s.phase == MEASURED]
-    ok = [s for s in measured if s.ok]
-    found = []
-    if _all_degenerate(measured, ok):
-        found.append(
-            Flag(
-                name="degenerate_output",
-                message="Every answer is empty or one piece of text repeated: the model is "
-                "probably broken, whatever its speed.",
-            )
-        )
-    cut = sum(stage.requests.cutoff for stage in stages)
-    if cut:
-        found.append(Flag(name="cutoff", message=f"{cut} requests were cut off by the end."))
-    if any(s.token_source == "unknown" for s in ok):
-        found.append(
-            Flag(name="tokens_unknown", message="The server tells no token counts in its streams.")
-        )
-    if profile != "smoke" and len(ok) < FEW_REQUESTS:
-        found.append(
-            Flag(
-                name="few_requests",
-                message=f"Only {len(ok)} requests were measured; percentiles are coarse. "
-                "Measure for longer.",
-            )
-        )
-    if host.load_before[0] > host.threads:
-        found.append(
-            Flag(
-                name="host_busy",
-                message=f"The load average was {host.load_before[0]:.1f} on {host.threads} "
-                "threads before the test began.",
-            )
-        )
-    return tuple(found)
-
-
-def _all_degenerate(measured: Sequence[Sample], ok: Sequence[Sample]) -> bool:
-    if not ok:
-        return bool(measured) and all(s.error == "empty" for s in measured)
-    return all(metrics.is_degenerate(s.text[: metrics.PREVIEW]) for s in ok)
+    mean, sd, half = statistics.mean(known), statistics.stdev(known), half_width(known)
+    return Trials(
+        n=len(known),
+        mean=round(mean, 6),
+        sd=round(sd, 6),
+        cv=round(sd / mean, 6) if mean else None,
+        ci95=(round(mean - half, 6), round(mean + half, 6)),
+    )
 
 
 def answers(samples: Sequence[Sample]) -> tuple[Answer, ...]:
@@ -318,17 +295,3 @@ def answers(samples: Sequence[Sample]) -> tuple[Answer, ...]:
         )
         for i in picked
     )
-
-
-def exit_code(result: LoadTestResult) -> int:
-    """0 good; 1 too many errors or an objective missed; 3 the measurement must not be trusted.
-
-    Too many errors are a fact however slow the client was, so they come first; a missed latency
-    objective in an invalid measurement is no finding.
-    """
-    missed = [gate for gate in result.gates if not gate.passed]
-    if result.too_many_errors:
-        return EXIT_FAILED
-    if not result.client.valid:
-        return EXIT_INVALID_MEASUREMENT
-    return EXIT_FAILED if missed else EXIT_OK

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deployer.errors import LoadTestError
-from deployer.metrics import Sample, e2e, tpot, ttfo, ttft
+from deployer.metrics import Sample, connect, e2e, e2e_from_schedule, queue, tpot, ttfo, ttft
 from deployer.results import CSV, REQUESTS, RESULT, LoadTestResult
 
 Page = Callable[[LoadTestResult, Sequence[Sample]], str]
@@ -20,9 +20,13 @@ Page = Callable[[LoadTestResult, Sequence[Sample]], str]
 
 _FIELDS = (
     "id", "phase", "due", "sent", "first", "last", "closed", "status", "error", "finish_reason",
-    "prompt_tokens", "cached_tokens", "output_tokens", "token_source", "n_first",
+    "prompt_tokens", "cached_tokens", "output_tokens", "token_source", "n_first", "stage", "trial",
+    "turn", "opened", "max_tokens",
 )  # fmt: skip
-_FIGURES = {"ttft_ms": ttft, "ttfo_ms": ttfo, "tpot_ms": tpot, "e2e_ms": e2e}
+_FIGURES: dict[str, Callable[[Sample], float | None]] = {
+    "ttft_ms": ttft, "ttfo_ms": ttfo, "tpot_ms": tpot, "e2e_ms": e2e,
+    "e2e_from_schedule_ms": e2e_from_schedule, "queue_ms": queue, "connect_ms": connect,
+}  # fmt: skip
 
 
 @contextmanager
@@ -44,7 +48,7 @@ def folder_for(identity: str, out_dir: Path) -> Iterator[Path]:
         yield partial
         partial.rename(out_dir / identity)
     except LoadTestError:
-        if not any(partial.glob("*.log")):
+        if not any(partial.rglob("*.log")):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     except BaseException:
@@ -69,7 +73,7 @@ def write(
         raise LoadTestError(
             f"cannot write {folder}: {error.strerror}", "Is there space left on the disk?"
         ) from error
-    for path in (*folder.glob("samples-*.jsonl"), *folder.glob("worker-*.json")):
+    for path in (*folder.rglob("samples-*.jsonl"), *folder.rglob("worker-*.json")):
         path.unlink()
 
 

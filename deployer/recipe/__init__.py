@@ -1,6 +1,7 @@
 """YAML -> frozen `Recipe`: `model` says what a recipe may hold, `reader` reads one."""
 
-from deployer.recipe.model import TEXTS, LoadTest, Recipe, Slo, Source, Target, json_schema
+from deployer.recipe.loadtest import PROFILES, LoadTest, Slo
+from deployer.recipe.model import TEXTS, Recipe, Source, Target, json_schema
 from deployer.recipe.quality import PRESETS, Quality
 from deployer.recipe.quantization import (
     DEFAULT_MIXED_TYPES,
@@ -17,6 +18,7 @@ __all__ = [
     "DEFAULT_MIXED_TYPES",
     "GGUF_SCHEMES",
     "PRESETS",
+    "PROFILES",
     "SERVERS",
     "TEXTS",
     "TOOLS",

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from deployer.errors import UsageError
 from deployer.recipe.document import read_document
-from deployer.recipe.model import Slo
+from deployer.recipe.loadtest import Slo
 from deployer.recipe.section import Positive, Section, Text
 
 FormatName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=40)]

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from deployer.recipe.loadtest import LoadTest
+from deployer.recipe.loadtest import Slo as Slo
 from deployer.recipe.quality import Quality
 from deployer.recipe.quantization import Calibration, Quantization
-from deployer.recipe.section import Millis, Repository, Revision, Section, Text
+from deployer.recipe.section import Repository, Revision, Section, Text
 from deployer.recipe.serve import SERVERS, Serve, Transformers, Vllm
 
 SOURCES = ("huggingface", "path", "gguf", "package")
@@ -28,6 +30,8 @@ PATH_FIELDS = (
     ("calibration", "chats"),
     ("quality", "text"),
     ("serve", "api_key_file"),
+    ("loadtest", "chats"),
+    ("loadtest", "trace"),
 )
 """Fields that name a file or folder; relative ones are relative to the recipe."""
 ALTERNATIVES = {
@@ -82,39 +86,6 @@ class Target(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the engine computes; auto takes a GPU where there is one."
     )
-
-
-class Slo(Section):
-    """Service-level objectives; a load test that misses one exits 1."""
-
-    ttft_p95_ms: Millis | None = Field(None, description="95th percentile of time to first token.")
-    tpot_p95_ms: Millis | None = Field(
-        None, description="95th percentile of time per output token."
-    )
-    e2e_p95_ms: Millis | None = Field(None, description="95th percentile of the whole request.")
-    max_error_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.0, description="Share of requests that may fail."
-    )
-
-
-class LoadTest(Section):
-    """The load test that `make demo` and `deployer loadtest` run."""
-
-    profile: Literal["smoke", "concurrent"] = Field(
-        "smoke", description="smoke: a few requests, one user. concurrent: a closed loop of users."
-    )
-    users: Annotated[int, Field(ge=1, le=10_000)] = Field(8, description="Concurrent users.")
-    duration: Annotated[int, Field(ge=1, le=86_400)] = Field(
-        20, description="Measured seconds, after the warm-up."
-    )
-    warmup: Annotated[int, Field(ge=0, le=3600)] = Field(3, description="Seconds left out.")
-    prompt_tokens: Annotated[int, Field(ge=8, le=1_000_000)] = Field(
-        64, description="Length of the prompts, in tokens, about."
-    )
-    output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        64, description="max_tokens of each request."
-    )
-    slo: Slo = Field(default_factory=Slo)
 
 
 class Recipe(Section):

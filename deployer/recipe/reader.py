@@ -27,7 +27,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _finish(document, overrides, path)
 
 
-SECTIONS_WITH_FILES = ("source", "calibration", "quality", "serve")
+SECTIONS_WITH_FILES = ("source", "calibration", "quality", "serve", "loadtest")
 
 
 def override_recipe(

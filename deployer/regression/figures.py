@@ -122,22 +122,30 @@ def _variation(values: Sequence[float]) -> float:
 
 
 def of_load_test(result: LoadTestResult) -> dict[str, Figures]:
-    """Stage -> its figures. Only the output of the first stage can have an interval."""
+    """Stage -> its figures; those of a stage that was repeated have intervals."""
     doubt = "" if result.client.valid else "; ".join(result.client.problems)
-    return {
-        stage.name: _of_stage(stage, result.trials if number == 0 else Trials(), doubt)
-        for number, stage in enumerate(result.stages)
-    }
+    return {stage.name: _of_stage(stage, doubt) for stage in result.stages}
 
 
-def _of_stage(stage: Stage, trials: Trials, doubt: str) -> Figures:
+def _of_stage(stage: Stage, doubt: str) -> Figures:
     found = {
-        figure: getattr(getattr(stage.latency_ms, name), percentile)
+        figure: (
+            getattr(getattr(stage.latency_ms, name), percentile),
+            stage.trials.get(f"{name}_{percentile}_ms"),
+        )
         for name, percentile, figure in LATENCIES
     }
-    found[OUTPUT] = stage.throughput.output_tokens_per_s
-    found[GOODPUT] = stage.goodput.share
-    measured = {key: Measured(v, doubt=doubt) for key, v in found.items() if v is not None}
-    if trials.mean is not None:
-        measured[OUTPUT] = Measured(trials.mean, trials.ci95, trials.cv or 0.0, doubt=doubt)
-    return measured
+    found[OUTPUT] = (stage.throughput.output_tokens_per_s, stage.trials.get("output_tokens_per_s"))
+    found[GOODPUT] = (stage.goodput.share, stage.trials.get("goodput"))
+    return {
+        figure: _repeated(value, trials, doubt)
+        for figure, (value, trials) in found.items()
+        if value is not None
+    }
+
+
+def _repeated(value: float, trials: Trials | None, doubt: str) -> Measured:
+    """A figure by its trials, where there were several; else as it is, without an interval."""
+    if trials is None or trials.mean is None:
+        return Measured(value, doubt=doubt)
+    return Measured(trials.mean, trials.ci95, trials.cv or 0.0, doubt=doubt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployer.results import Gate, Stage, Summary
+from deployer.results import Gate, Stage, Summary, Trials, Workload
 
 DASH = "–"
 
@@ -20,19 +20,45 @@ DEFINITIONS = {
     ),
     "icl": ("ICL", "Inter-chunk latency: the raw gaps between chunks, whatever they hold."),
     "e2e": ("E2E", "Request sent to the last token."),
+    "e2e_from_schedule": (
+        "E2E from schedule",
+        "From when the request was due to the last token: what a user waits who came then.",
+    ),
+    "queue": ("Queue", "Due to sent: the load generator's own lag, and the connect."),
+    "connect": ("Connect", "Time to open the connection, before the clock of TTFT starts."),
 }
 """Name and definition of each latency, by its field of `results.Latency`."""
 
 METHOD = (
-    "A request counts when it was sent after the warm-up; it may finish after the end. "
-    "Throughput counts what arrived in the measured seconds.",
+    "A request counts when it was sent after the warm-up, or in an open loop due after it; it may "
+    "finish after the end. Throughput counts what arrived in the measured seconds.",
     "Tokens are the server's own count (usage), never the number of chunks.",
     "Percentiles are exact, linear between the two nearest values; p99 is left out below 100 "
     "values.",
     "Failed requests never enter a latency. Requests cut off by the end are left out.",
-    "Every prompt starts with a nonce, so that a warm prefix cache cannot flatter the TTFT. "
     "Every request has its own connection, opened before the clock starts.",
 )
+CACHES = {
+    "nonce": "Every prompt starts with a nonce, so that a warm prefix cache cannot flatter the "
+    "TTFT.",
+    "warm": "A few prompts were sent again and again, each once before the load: the TTFT is that "
+    "of a warm prefix cache.",
+    "chat": "Conversations go on from their own history, which the server may have cached.",
+    "prefix": "All requests share a system prompt, which the server may have cached; the rest of "
+    "each starts with a nonce.",
+}
+SWEEP = (
+    "Saturated: fewer than 95 % of the requests sent in the measured seconds were answered in "
+    "them, or goodput is below 95 %. The knee is the highest rate below the lowest saturated one.",
+    "Goodput: requests within every limit; failed ones are not. The objectives are judged at the "
+    "knee.",
+)
+
+
+def method(work: Workload) -> list[str]:
+    """How a load test measured, a sentence or two a line."""
+    cache = CACHES.get(work.profile) or CACHES.get(work.cache_mode)
+    return [*METHOD, *([cache] if cache else []), *(SWEEP if work.profile == "sweep" else ())]
 
 
 def ms(value: float | None) -> str:
@@ -79,7 +105,20 @@ def gate_value(gate: Gate) -> str:
 
 def pair(summary: Summary) -> str:
     """p50/p99 for a table cell; the unit once."""
-    return f"{ms(summary.p50)} / {ms(summary.p99)}"
+    return pair_of(summary.p50, summary.p99)
+
+
+def pair_of(low: float | None, high: float | None) -> str:
+    return f"{ms(low)} / {ms(high)}"
+
+
+def spread(name: str, trials: Trials) -> tuple[str, str, str, str]:
+    """(name, mean, 95 % interval, coefficient of variation) of a figure over trials."""
+    shown = ms if name.endswith("_ms") else share if name == "goodput" else rate
+    low, high = trials.ci95 or (None, None)
+    cv = DASH if trials.cv is None else f"{100 * trials.cv:.1f} %"
+    label = name.removesuffix("_ms").replace("_per_s", "/s").replace("_", " ")
+    return label, shown(trials.mean), f"{shown(low)} to {shown(high)}", cv
 
 
 def count(value: int | None) -> str:

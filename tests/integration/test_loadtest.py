@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from fake_sse_server import FAULTS, Script, serve
 
 from deployer import loadtest, report, results
 from deployer.errors import LoadTestError
-from deployer.loadtest import driver
+from deployer.loadtest import driver, sweep
+from deployer.loadtest.levels import SMOKE_REQUESTS, level_of
 from deployer.metrics import e2e, tpot
 from deployer.progress import SILENT
 from deployer.recipe import LoadTest, Slo
@@ -95,6 +100,102 @@ def test_two_workers_let_their_streams_end(tmp_path):
     assert len(raw.samples) == 2 and all(s.ok for s in raw.samples)
 
 
+def test_an_open_loop_sends_by_the_clock_however_slow_the_answers_are(tmp_path):
+    """One answer takes 2 s; eight a second are due. A closed loop of one would send two."""
+    script = Script(ttft=1.9, tpot=0.01, tokens=11)
+    workload = LoadTest(profile="constant", rate=8.0, duration=3, warmup=1, output_tokens=11)
+    with serve(script) as server:
+        made = loadtest.run(server.url, workload, tmp_path)
+        samples = results.read_samples(loadtest.folder_of(tmp_path, made))
+    assert [round(s.due, 3) for s in samples] == [n / 8 for n in range(32)]
+    assert made.stages[0].requests.sent == 24 and all(s.ok for s in samples)
+    late = [server.of(s.prompt).received - first for s, first in zip(samples, due(samples, server),
+                                                                     strict=True)]  # fmt: skip
+    assert statistics.median(map(abs, late)) < 0.05, "the server saw them when they were due"
+    stage = made.stages[0]
+    assert stage.offered == pytest.approx(8.0, rel=0.02)
+    assert stage.latency_ms.e2e_from_schedule.p50 >= stage.latency_ms.e2e.p50 >= 2000
+
+
+def due(samples, server) -> list[float]:
+    """When each request was due on the server's clock, by the first one it saw."""
+    origin = server.of(samples[0].prompt).received - samples[0].sent
+    return [origin + s.due for s in samples]
+
+
+def test_two_workers_share_an_open_loop(tmp_path):
+    workload = LoadTest(profile="poisson", rate=20.0, duration=3, warmup=1)
+    with serve(Script(ttft=0.02, tpot=0.002)) as server:
+        made = loadtest.run(server.url, workload, tmp_path, workers=2)
+        samples = results.read_samples(loadtest.folder_of(tmp_path, made))
+        plan = (loadtest.folder_of(tmp_path, made) / "plan.jsonl").read_text().splitlines()
+    assert len(samples) == len(plan) == len(server.exchanges)
+    assert {s.id.split("-")[0] for s in samples} == {"0", "1"}
+    assert made.client.workers == 2
+    assert not any("planned" in problem for problem in made.client.problems)
+
+
+def test_a_sweep_stops_beyond_what_the_server_can_do(tmp_path, monkeypatch):
+    """Four slots of 0.1 s each: 40 requests a second and no more."""
+    monkeypatch.setattr(sweep, "APART", 3.0)
+    workload = LoadTest(profile="sweep", rate=15.0, duration=2, warmup=1, output_tokens=9)
+    with serve(Script(ttft=0.06, tpot=0.005, tokens=9, slots=4)) as server:
+        made = loadtest.run(server.url, workload, tmp_path, pages=report.PAGES)
+    stages = made.stages
+    assert stages[made.knee].target < stages[-1].target and stages[-1].saturated
+    assert stages[-1].target in (30.0, 60.0)
+    folders = [p.name for p in loadtest.folder_of(tmp_path, made).iterdir() if p.is_dir()]
+    assert sorted(folders) == [f"stage-{n + 1}-trial-1" for n in range(len(stages))]
+
+
+def test_a_trace_is_replayed_at_its_times_with_its_lengths(tmp_path):
+    lines = [
+        {"timestamp": 400 * n, "input_length": 600, "output_length": 5 + n, "hash_ids": [7, n]}
+        for n in range(5)
+    ]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    workload = LoadTest(profile="replay", trace=str(trace), duration=10, warmup=0)
+    with serve(Script(ttft=0.02, tpot=0.002)) as server:
+        made = loadtest.run(server.url, workload, tmp_path / "out")
+        samples = results.read_samples(loadtest.folder_of(tmp_path / "out", made))
+    assert [s.due for s in samples] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6])
+    assert [e.body["max_tokens"] for e in server.exchanges] == [5, 6, 7, 8, 9]
+    one, other = (e.prompt.split() for e in server.exchanges[:2])
+    assert one[:200] == other[:200] and one[-1] != other[-1], "the first block is shared"
+    assert made.workload.lengths == "trace" and "trace.jsonl sha256:" in made.workload.source
+
+
+def test_a_conversation_goes_on_from_its_own_answers(tmp_path):
+    workload = LoadTest(profile="chat", users=2, turns=3, think=0.1, duration=2, warmup=0)
+    with serve(Script(ttft=0.02, tpot=0.002, tokens=4)) as server:
+        made = loadtest.run(server.url, workload, tmp_path)
+    said = [e.body["messages"] for e in server.exchanges]
+    assert {len(messages) for messages in said} == {1, 3, 5}
+    last = next(messages for messages in said if len(messages) == 5)
+    assert [m["role"] for m in last] == ["user", "assistant"] * 2 + ["user"]
+    assert last[1]["content"] == " word0 word1 word2 word3"
+    assert [turn.turn for turn in made.stages[0].turns] == [0, 1, 2]
+    assert not any("under way" in problem for problem in made.client.problems)
+
+
+def test_a_prefix_is_shared_and_a_warm_cache_repeats_itself(tmp_path):
+    with serve(Script(ttft=0.01, tpot=0.001)) as server:
+        workload = LoadTest(profile="prefix", users=2, duration=1, warmup=0, prefix_tokens=100)
+        loadtest.run(server.url, workload, tmp_path)
+        systems = {e.body["messages"][0]["content"] for e in server.exchanges}
+        users = {e.prompt for e in server.exchanges}
+        assert len(systems) == 1 and len(users) == len(server.exchanges) > 2
+        server.exchanges.clear()
+        workload = LoadTest(profile="concurrent", users=2, duration=1, warmup=0, cache="warm",
+                            prompt_tokens_sd=20, trials=2)  # fmt: skip
+        made = loadtest.run(server.url, workload, tmp_path)
+        assert len({e.prompt for e in server.exchanges}) == 8 < len(server.exchanges)
+    assert made.workload.cache_mode == "warm"
+    assert made.client.server_tokens == made.client.counted_tokens
+    assert made.stages[0].trials["ttft_p50_ms"].n == 2
+
+
 def test_every_fault_is_classified(tmp_path):
     faults = (None, *(fault for fault in FAULTS if fault != "hang"))
     with serve(Script(ttft=0.02, tpot=0.004, faults=faults)) as server:
@@ -117,10 +218,11 @@ def drive(
 ) -> driver.Raw:
     basis = {
         "run_id": "r", "folder": str(folder), "endpoint": server.url, "model": "m",
-        "prompt_words": 4, "seed": 1, "temperature": 0.0, "ignore_eos": False,
+        "seed": 1, "temperature": 0.0, "ignore_eos": workload.ignore_eos,
     }  # fmt: skip
+    rows = [{"words": 4, "tokens": workload.output_tokens}]
     with SILENT.step("") as step:
-        return driver.drive(workload, {**basis, **known}, step, None, workers)
+        return driver.drive(level_of(workload), {**basis, **known}, rows, step, None, workers)
 
 
 def test_a_silent_server_is_a_timeout(tmp_path):
@@ -148,7 +250,7 @@ def test_a_port_that_closes_is_a_connect_error(tmp_path):
 
 def test_a_run_ignores_the_end_of_text_only_when_told(tmp_path):
     with serve(Script(tokens=10, ttft=0.01, tpot=0.001)) as server:
-        raw = drive(server, tmp_path, concurrent(1, duration=1), ignore_eos=True)
+        raw = drive(server, tmp_path, concurrent(1, duration=1, ignore_eos=True))
     assert {s.error for s in raw.samples} == {"short_output"}
 
 
@@ -163,12 +265,12 @@ def test_a_smoke_test_leaves_everything_it_promises(tmp_path):
     folder = loadtest.folder_of(tmp_path, made)
     assert {path.name for path in folder.iterdir()} == {
         "result.json", "requests.jsonl", "requests.csv", "report.html", "summary.md",
-        "locust.log", "workload.json",
+        "locust.log", "workload.json", "plan.jsonl",
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert results.read_result(folder) == made
     stage = made.stages[0]
-    assert (stage.requests.ok, stage.requests.warmup) == (driver.SMOKE_REQUESTS, 1)
+    assert (stage.requests.ok, stage.requests.warmup) == (SMOKE_REQUESTS, 1)
     assert stage.tokens.source == "tokenized" and stage.tokens.output == 5 * 16
     assert loadtest.exit_code(made) == 0
     assert [flag.name for flag in made.flags if flag.name != "host_busy"] == ["degenerate_output"]
@@ -236,3 +338,44 @@ def test_the_locustfile_runs_by_hand(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(server.exchanges) > 2
     assert list(tmp_path.iterdir()) == [], "by hand it writes no files"
+
+
+def test_locusts_web_page_starts_our_users(tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("DEPLOYER_", "LOCUST_"))}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv = [sys.executable, "-m", "locust", "-f", str(driver.locustfile()),
+            "--web-host", "127.0.0.1", "--web-port", str(port)]  # fmt: skip
+    page = f"http://127.0.0.1:{port}"
+    with serve(Script(ttft=0.01, tpot=0.001)) as server:
+        child = subprocess.Popen([*argv, "--host", server.url], env=env, cwd=tmp_path,
+                                 stderr=subprocess.DEVNULL)  # fmt: skip
+        try:
+            assert soon(lambda: httpx.get(page).status_code == 200), "the page is there"
+            asked = {"user_count": 2, "spawn_rate": 2, "host": server.url}
+            assert httpx.post(f"{page}/swarm", data=asked).json()["success"]
+            assert soon(lambda: counted(page) >= 3), "it counts our requests"
+            httpx.get(f"{page}/stop")
+        finally:
+            child.terminate()
+            child.wait(20)
+    assert len(server.exchanges) >= 3
+
+
+def counted(page: str) -> int:
+    """Requests that Locust's page shows, by our name for them."""
+    stats = httpx.get(f"{page}/stats/requests").json()["stats"]
+    return sum(row["num_requests"] for row in stats if row["name"] == "/v1/chat/completions")
+
+
+def soon(true, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if true():
+                return True
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    return False

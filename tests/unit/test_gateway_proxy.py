@@ -82,7 +82,7 @@ def test_half_a_stream_ends_with_an_error_and_no_end_mark(
     tmp_path: Path, behaviour: str, words: str
 ) -> None:
     async def scenario() -> None:
-        quick = {"request_timeout": 0.05}
+        quick = {"request_timeout": 0.05} if behaviour == "stall" else None
         async with FakeEngine(behaviour) as engine, FakeEngine() as other:
             told = table({"a": engine.url, "b": other.url}, quick, to={"a": 1.0, "b": 0.0})
             async with gate(tmp_path, told) as gateway:
@@ -102,7 +102,7 @@ def test_before_the_first_byte_the_next_server_is_asked(
     tmp_path: Path, behaviour: str, stream: bool
 ) -> None:
     async def scenario() -> None:
-        quick = {"request_timeout": 0.05}
+        quick = {"request_timeout": 0.05} if behaviour == "hang" else None
         async with FakeEngine(behaviour) as bad, FakeEngine() as good:
             told = table({"a": bad.url, "b": good.url}, quick, to={"a": 1.0}, fallback="b")
             async with gate(tmp_path, told) as gateway:
@@ -122,15 +122,16 @@ def test_a_failure_nobody_mends_is_told(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with FakeEngine(*failures) as engine:
-            told = table({"a": engine.url}, {"request_timeout": 0.05})
+            told = table({"a": engine.url})
             async with gate(tmp_path, told) as gateway:
                 for behaviour, status in failures.items():
+                    quick = {"request_timeout": 0.05} if behaviour == "hang" else None
+                    fresh = told.upstreams[0].model_copy(update={"instance": f"d.{behaviour}"})
+                    gateway.write(table({"a": fresh}, quick))
                     got, headers, body = await gateway.chat()
                     assert (behaviour, got) == (behaviour, status)
                     assert set(body["error"]) == {"message", "type", "param", "code"}
                     assert ("Retry-After" in headers) == (status == 429)
-                    fresh = told.upstreams[0].model_copy(update={"instance": f"d.{behaviour}"})
-                    gateway.write(table({"a": fresh}, {"request_timeout": 0.05}))
                 assert len(engine.bodies) == len(failures)
                 await gateway.settle()
 

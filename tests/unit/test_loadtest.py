@@ -5,18 +5,29 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from loadtest_samples import HOST, closed_loop, result, sample
 
 from deployer import loadtest
 from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, exit_code, host, measure, storage
-from deployer.loadtest.endpoint import Endpoint, words_for
+from deployer.loadtest.endpoint import Endpoint, plain_words_for, words_for
+from deployer.loadtest.levels import SMOKE_REQUESTS, level_of
 from deployer.metrics import Limits
 from deployer.progress import SILENT
 from deployer.recipe import LoadTest, Slo
 
 LOADTESTS = Path(driver.locustfile()).parent
 CONCURRENT = LoadTest(profile="concurrent", users=8, duration=20, warmup=3)
+CLOSED, SMOKE = level_of(CONCURRENT), level_of(LoadTest())
+SYNC = level_of(LoadTest(profile="sync"))
+
+
+def stage_of(samples, limits, span=None):
+    """The stage of one user's samples in the seconds 0 to 2."""
+    part = measure.Part(tuple(samples), span or measure.Window(0, 2))
+    return measure.stage(SYNC, [part], limits)
 
 
 # --- the arithmetic -------------------------------------------------------------------------
@@ -35,9 +46,7 @@ def test_failed_and_warm_up_requests_never_enter_a_latency():
     good = [sample(id=f"0-0-{i}") for i in range(3)]
     slow_failure = sample(error="truncated", first=60.0, last=90.0, closed=90.0)
     slow_start = sample(phase="warmup", first=60.0, last=90.0, closed=90.0)
-    stage = measure.stage(
-        "1 user", 1, [*good, slow_failure, slow_start], measure.Window(0, 2), Limits()
-    )
+    stage = stage_of([*good, slow_failure, slow_start], Limits())
     assert stage.latency_ms.ttft.n == 3
     assert stage.latency_ms.ttft.p95 == pytest.approx(100)
     assert stage.latency_ms.tpot.mean == pytest.approx(10)
@@ -53,23 +62,23 @@ def test_throughput_is_what_arrives_in_the_window():
 
 def test_cut_off_requests_are_neither_good_nor_bad():
     samples = [sample(), sample(id="0-0-2", error="cutoff", last=None)]
-    stage = measure.stage("1 user", 1, samples, measure.Window(0, 2), Limits(ttft=0.5))
+    stage = stage_of(samples, Limits(ttft=0.5))
     assert (stage.requests.cutoff, stage.requests.error_rate) == (1, 0.0)
     assert stage.goodput.share == 1.0
 
 
 def test_goodput_counts_failures_as_bad():
     samples = [sample(), sample(error="empty"), sample(first=2.0)]
-    stage = measure.stage("1 user", 1, samples, measure.Window(0, 2), Limits(ttft=0.5))
+    stage = stage_of(samples, Limits(ttft=0.5))
     assert stage.goodput.share == pytest.approx(1 / 3, abs=1e-6)
     assert stage.goodput.limits_ms == {"ttft": 500.0}
 
 
 def test_the_window_starts_after_the_warm_up_and_ends_on_time():
     workers = [measure.Worker(0.0, 23.4, None, None), measure.Worker(0.2, 23.3, None, None)]
-    assert measure.window(CONCURRENT, [], workers) == measure.Window(3.2, 23.2)
+    assert measure.window(CLOSED, [], workers) == measure.Window(3.2, 23.2)
     smoke = [sample(phase="warmup", sent=0.1), sample(sent=1.0, closed=2.5)]
-    assert measure.window(LoadTest(), smoke, workers) == measure.Window(1.0, 2.5)
+    assert measure.window(SMOKE, smoke, workers) == measure.Window(1.0, 2.5)
 
 
 def test_tokens_are_null_when_one_is_unknown():
@@ -179,7 +188,7 @@ def test_three_answers_are_kept_to_be_read():
 def test_the_command_line_names_the_locustfile_and_no_secret(monkeypatch):
     monkeypatch.setenv("LOCUST_USERS", "999")
     monkeypatch.setenv("DEPLOYER_API_KEY", "from-the-shell")
-    argv = driver.argv(CONCURRENT)
+    argv = driver.argv(CLOSED)
     assert argv[:3] == [sys.executable, "-m", "locust"]
     assert argv[argv.index("--users") + 1] == "8"
     assert float(argv[argv.index("--spawn-rate") + 1]) == pytest.approx(8 / 2.4, abs=0.001)
@@ -190,23 +199,11 @@ def test_the_command_line_names_the_locustfile_and_no_secret(monkeypatch):
 
 
 def test_the_settings_are_those_the_locustfile_knows():
-    known = dict.fromkeys(
-        (
-            "run_id",
-            "folder",
-            "endpoint",
-            "model",
-            "prompt_words",
-            "seed",
-            "temperature",
-            "ignore_eos",
-        )
-    )
     names = runpy.run_path(str(LOADTESTS / "settings.py"))["NAMES"]
-    for workload in (CONCURRENT, LoadTest()):
-        assert set(driver.settings(workload, **known)) <= set(names)
-    assert driver.settings(LoadTest(), **known)["requests"] == driver.SMOKE_REQUESTS
-    assert driver.settings(CONCURRENT, **known)["duration_s"] == 20.0
+    for level in (CLOSED, SMOKE):
+        assert set(driver.settings(level, 1)) <= set(names)
+    assert driver.settings(SMOKE, 1)["requests"] == SMOKE_REQUESTS
+    assert driver.settings(CLOSED, 1)["duration_s"] == 20.0
 
 
 def test_progress_lines_of_several_workers_are_added_up():
@@ -217,7 +214,7 @@ def test_progress_lines_of_several_workers_are_added_up():
             self.calls.append((done, total, note))
 
     seen = Seen()
-    read = driver.follow(CONCURRENT, seen)
+    read = driver.follow(CLOSED, seen)
     read("[2026] locust.main: Starting")
     for pid in (1, 2):
         state = {"pid": pid, "seconds": 2.0, "done": 3, "failed": pid - 1, "tokens": 100}
@@ -243,8 +240,8 @@ def test_gathering_counts_times_from_the_first_worker(tmp_path):
 
 
 def test_several_workers_are_a_master_with_processes_at_a_port_of_their_own():
-    assert "--processes" not in driver.argv(CONCURRENT)
-    argv = driver.argv(CONCURRENT, workers=3)
+    assert "--processes" not in driver.argv(CLOSED)
+    argv = driver.argv(CLOSED, workers=3)
 
     def value(flag):
         return argv[argv.index(flag) + 1]
@@ -271,9 +268,9 @@ def test_a_lost_worker_makes_no_result(tmp_path, monkeypatch):
     known = dict.fromkeys(("run_id", "endpoint", "model"), "")
     known["folder"] = str(tmp_path)
     with SILENT.step("") as step:
-        assert len(driver.drive(CONCURRENT, known, step, None).workers) == 1
+        assert len(driver.drive(CLOSED, known, [], step, None).workers) == 1
         with pytest.raises(LoadTestError, match="1 of 2 workers came to their end"):
-            driver.drive(CONCURRENT, known, step, None, workers=2)
+            driver.drive(CLOSED, known, [], step, None, workers=2)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -401,6 +398,7 @@ def test_words_for_a_prompt_of_wanted_length():
     assert words_for(250, measured) == 100
     assert words_for(10, measured) == 1, "the instruction alone is longer"
     assert words_for(130, {}) == 50
+    assert (plain_words_for(100, measured), plain_words_for(100, {})) == (50, 50)
 
 
 # --- host -----------------------------------------------------------------------------------
@@ -428,7 +426,11 @@ def test_the_commit_is_read_from_a_checkouts_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def answer_class():
-    return runpy.run_path(str(LOADTESTS / "answer.py"))["Answer"]
+    sys.path.insert(0, str(LOADTESTS))
+    try:
+        return runpy.run_path(str(LOADTESTS / "answer.py"))["Answer"]
+    finally:
+        sys.path.remove(str(LOADTESTS))
 
 
 def fed(answer_class, *events, done=True, start=1.1, status=200):
@@ -487,6 +489,12 @@ def test_reasoning_is_a_first_token_but_no_first_output(answer_class):
     assert (made.first, made.first_output) == (1.1, 1.2)
 
 
+def test_a_conversation_goes_on_without_the_reasoning(answer_class):
+    events = (delta(reasoning_content="hm"), delta(reasoning_content="so", content="a"))
+    one = fed(answer_class, *events, delta(reasoning_content="!"), delta(content="b"), usage(4))
+    assert ("".join(one.said), one.text) == ("ab", "hmsoa!b")
+
+
 def test_a_tool_call_is_a_first_token(answer_class):
     made = fed(answer_class, ROLE, delta(tool_calls=[{"index": 0}]), usage(5)).sample(2.0)
     assert made.ok and made.first == 1.2
@@ -521,6 +529,48 @@ def test_without_usage_the_whole_text_is_kept_to_be_tokenized(answer_class):
 )
 def test_error_classes_of_a_stream(answer_class, events, done, error):
     assert fed(answer_class, *events, done=done).sample(2.0).error == error
+
+
+TEXTS = st.sampled_from([" a", "b", "", "é𝄞", 'q"', "\\", "new\nline", 'x", "y": "z', "content"])
+DELTAS = st.one_of(
+    st.builds(dict, content=TEXTS),
+    st.builds(dict, content=TEXTS),
+    st.builds(dict, role=st.just("assistant"), content=st.one_of(st.none(), TEXTS)),
+    st.builds(dict, reasoning_content=TEXTS, content=st.none()),
+    st.builds(dict, content=TEXTS, reasoning=TEXTS),
+    st.builds(dict, tool_calls=st.just([{"index": 0}]), content=TEXTS),
+    st.builds(dict, content=TEXTS, note=st.sampled_from(['"content": "x"', "content"])),
+)
+EVENTS = st.lists(
+    st.tuples(DELTAS, st.sampled_from([None, None, None, "stop"])), min_size=6, max_size=12
+)
+
+
+@given(EVENTS, st.sampled_from([None, (",", ":")]), st.booleans())
+def test_what_is_read_without_parsing_is_what_parsing_gives(
+    answer_class, events, separators, ascii_only
+):
+    fast = answer_class("0-0-0", "measured", "[x] p", 1.0, 1.0)
+    slow = answer_class("0-0-0", "measured", "[x] p", 1.0, 1.0)
+    for number, (content, finish) in enumerate(events):
+        event = delta(finish, **content)
+        line = json.dumps(event, separators=separators, ensure_ascii=ascii_only)
+        raw = b"data: " + line.encode() + b"\n"
+        fast.feed(raw, float(number))
+        slow.pattern = None
+        slow.feed(raw, float(number))
+    fast.pattern = slow.pattern = None
+    assert vars(fast) == vars(slow)
+
+
+def test_most_chunks_of_a_stream_need_no_parsing(answer_class, monkeypatch):
+    parsed = []
+    real = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or real(text))
+    words = [delta(content=f" word{n}") for n in range(50)]
+    made = fed(answer_class, ROLE, *words, delta("stop"), usage(51)).sample(9.0)
+    assert made.ok and len(made.chunks) == 50 and made.output_tokens == 51
+    assert len(parsed) == 4, "the role, the first word, the finish, the usage"
 
 
 def test_too_few_tokens_are_an_error_only_when_the_end_is_ignored(answer_class):

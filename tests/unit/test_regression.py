@@ -249,9 +249,10 @@ def load_test(factor: float = 1.0, ci95: tuple[float, float] | None = None) -> L
     stage = made.stages[0]
     output = factor * stage.throughput.output_tokens_per_s
     throughput = stage.throughput.model_copy(update={"output_tokens_per_s": output})
-    stages = (stage.model_copy(update={"throughput": throughput}),)
-    spread = Trials(n=3 if ci95 else 1, mean=output, cv=0.01 if ci95 else None, ci95=ci95)
-    return made.model_copy(update={"stages": stages, "trials": spread})
+    spread = Trials(n=3, mean=output, cv=0.01, ci95=ci95)
+    trials = {"output_tokens_per_s": spread} if ci95 else {}
+    stages = (stage.model_copy(update={"throughput": throughput, "trials": trials}),)
+    return made.model_copy(update={"stages": stages})
 
 
 def test_load_tests_of_one_trial_show_no_regression_and_say_why():
@@ -266,6 +267,18 @@ def test_load_tests_with_intervals_show_one():
     new = load_test(0.8, (0.79 * mean, 0.81 * mean))
     assert [c.figure for c in regressed(changes(old, new))] == ["output"]
     assert regressed(changes(new, old)) == ()
+
+
+def test_latencies_of_repeated_load_tests_are_judged_too():
+    def slower(factor: float) -> LoadTestResult:
+        made = load_test()
+        mean = factor * made.stages[0].latency_ms.ttft.p95
+        spread = Trials(n=3, mean=mean, cv=0.01, ci95=(0.99 * mean, 1.01 * mean))
+        stage = made.stages[0].model_copy(update={"trials": {"ttft_p95_ms": spread}})
+        return made.model_copy(update={"stages": (stage,)})
+
+    assert [c.figure for c in regressed(changes(slower(1.0), slower(1.3)))] == ["TTFT p95"]
+    assert regressed(changes(slower(1.0), slower(1.03))) == ()
 
 
 def test_load_tests_differ_by_what_was_asked_not_by_what_came_back():

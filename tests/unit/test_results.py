@@ -17,7 +17,7 @@ def test_the_document_has_the_agreed_parts():
     }  # fmt: skip
     latencies = document["stages"][0]["latency_ms"]
     assert set(latencies) == {
-        "ttft", "ttfo", "tpot", "icl", "e2e", "e2e_from_schedule", "queue",
+        "ttft", "ttfo", "tpot", "icl", "e2e", "e2e_from_schedule", "queue", "connect",
     }  # fmt: skip
     assert set(latencies["ttft"]) == {"n", "mean", "p50", "p90", "p95", "p99"}
     assert latencies["queue"] is None, "a closed loop has no schedule"
