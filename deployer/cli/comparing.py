@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ def compare(
     from deployer.recipe.document import SUFFIXES
 
     if what and not any(Path(each).suffix in SUFFIXES for each in what):
-        _compare_stored(what, force, as_json)
+        compare_stored(what, force, as_json)
         return
     from deployer.workflow import comparing
 
@@ -107,7 +107,8 @@ def _matrix(recipes: tuple[str, ...], path: Path | None, given: Mapping[str, obj
     return matrix.model_copy(update={"measure": matrix.measure.model_copy(update=chosen)})
 
 
-def _compare_stored(what: tuple[str, ...], force: bool, as_json: bool) -> None:
+def compare_stored(what: Sequence[str], force: bool, as_json: bool) -> None:
+    """Tell what became worse between two stored results, and end with the exit code of that."""
     from deployer.workflow import regressing
 
     if len(what) != 2:
@@ -122,6 +123,8 @@ def _compare_stored(what: tuple[str, ...], force: bool, as_json: bool) -> None:
         from deployer.console import print_lines, print_table
 
         print_lines(found.before())
-        print_table(*found.table)
+        columns, rows = found.table
+        if rows:
+            print_table(columns, rows)
         print_lines(found.describe())
     sys.exit(EXIT_REGRESSION if found.regressed else 0)

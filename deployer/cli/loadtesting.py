@@ -13,7 +13,7 @@ from deployer.home import default_home
 from deployer.recipe.loadtest import PROFILES
 
 
-@click.command()
+@click.group(invoke_without_command=True, subcommand_metavar="[compare OLD NEW]")
 @click.option("--endpoint", metavar="URL", help="Test this OpenAI-compatible server.")
 @click.option("--server", metavar="NAME", help="Test this server of ours; default: the one.")
 @click.option("--profile", type=click.Choice(PROFILES), help="What kind of load.")
@@ -36,7 +36,9 @@ from deployer.recipe.loadtest import PROFILES
     "--api-key-file", type=click.Path(path_type=Path), help="File whose first line is the key."
 )
 @with_options(set_option, json_option)
+@click.pass_context
 def loadtest(
+    context: click.Context,
     endpoint: str | None,
     server: str | None,
     profile: str | None,
@@ -54,7 +56,14 @@ def loadtest(
 
     The workload is that of the served bundle's recipe (its loadtest section); options override
     it. Exits 1 when an SLO or a gate is missed, 3 when the measurement cannot be trusted.
+
+    \b
+    deployer loadtest --profile concurrent --users 16 --duration 60 --trials 3
+    deployer loadtest --profile sweep --rate 1 --set loadtest.slo.ttft_p95_ms=500
+    deployer loadtest --endpoint http://127.0.0.1:8000 --profile poisson --rate 4
     """
+    if context.invoked_subcommand:
+        return
     from deployer.workflow import running
 
     options = {
@@ -74,3 +83,20 @@ def loadtest(
         print_table(*outcome.table)
         print_lines(outcome.describe())
     sys.exit(outcome.exit_code)
+
+
+@loadtest.command("compare")
+@click.argument("old")
+@click.argument("new")
+@click.option("--force", is_flag=True, help="Compare them although the workload differs.")
+@with_options(json_option)
+def loadtest_compare(old: str, new: str, force: bool, as_json: bool) -> None:
+    """Compare two stored load tests: folders, or their names. Nothing is run.
+
+    What changed beyond noise is listed; a regression ends with exit code 4. A regression needs
+    --trials 3 or more in both: intervals that do not overlap, and a change of more than 5 % and of
+    more than twice the variation.
+    """
+    from deployer.cli.comparing import compare_stored
+
+    compare_stored((old, new), force, as_json)

@@ -103,7 +103,8 @@ def _measure(
         for trial in range(workload.trials):
             place = _place(folder, workload, number, trial)
             rows = planned.rows(level, workload, prepared.material, f"{SEED + trial}/{level.rate}")
-            known = {**prepared.of_trial(trial), "folder": str(place)}
+            run_number = number * workload.trials + trial
+            known = {**prepared.of_run(run_number), "folder": str(place)}
             with progress.step(_title(workload, level, trial)) as step:
                 raw = driver.drive(level, known, rows, step, key, workers, loads.origin)
             loads.origin = raw.origin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deployer.recipe import LoadTest
@@ -35,7 +35,7 @@ class Level:
     @property
     def unit(self) -> str:
         if self.loop == "open":
-            return "requests/s"
+            return "request/s" if self.rate == 1 else "requests/s"
         return "user" if self.users == 1 else "users"
 
     @property
@@ -58,11 +58,11 @@ def level_of(workload: LoadTest, rate: float | None = None) -> Level:
     """The level of a workload; of a sweep the one with `rate` requests per second."""
     if workload.is_open:
         per_second = 0.0 if workload.profile == "replay" else rate or workload.rate
-        name = f"{per_second:.4g} requests/s" if per_second else workload.profile
-        return Level(
-            name=name, loop="open", rate=per_second, warmup=workload.warmup,
+        level = Level(
+            name=workload.profile, loop="open", rate=per_second, warmup=workload.warmup,
             duration=workload.duration,
         )  # fmt: skip
+        return replace(level, name=f"{per_second:.4g} {level.unit}") if per_second else level
     users = users_of(workload)
     if workload.profile == "smoke":
         return Level(name=users_text(1), loop="closed", requests=SMOKE_REQUESTS)

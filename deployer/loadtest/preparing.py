@@ -30,9 +30,12 @@ class Prepared:
     source: str | None
     """The trace or the file of chats, by name and digest."""
 
-    def of_trial(self, trial: int) -> dict[str, Any]:
-        """What Locust is told for one trial: every trial has prompts of its own."""
-        return {**self.known, "seed": SEED + trial}
+    def of_run(self, number: int) -> dict[str, Any]:
+        """What Locust is told for its run `number` from 0 on: each run has prompts of its own.
+
+        A later stage of a sweep would else find its prompts in the server's prefix cache.
+        """
+        return {**self.known, "seed": SEED + number}
 
 
 def prepare(target: Endpoint, workload: LoadTest, identity: str, progress: Progress) -> Prepared:

@@ -44,5 +44,5 @@ def _highest_good(stages: Sequence[Stage]) -> float | None:
 
 
 def _rounded(rate: float) -> float:
-    """Four digits, so that a rate reads the same wherever it is shown."""
-    return float(f"{rate:.4g}")
+    """Three digits, so that a rate reads the same wherever it is shown."""
+    return float(f"{rate:.3g}")

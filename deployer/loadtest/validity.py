@@ -131,14 +131,8 @@ def flags(
         found.append(
             Flag(name="tokens_unknown", message="The server tells no token counts in its streams.")
         )
-    if profile != "smoke" and len(ok) < FEW_REQUESTS:
-        found.append(
-            Flag(
-                name="few_requests",
-                message=f"Only {len(ok)} requests were measured; percentiles are coarse. "
-                "Measure for longer.",
-            )
-        )
+    if profile != "smoke":
+        found += _few_requests(stages)
     found += _short_warmup(stages, warmup)
     if host.load_before[0] > host.threads:
         found.append(
@@ -149,6 +143,21 @@ def flags(
             )
         )
     return tuple(found)
+
+
+def _few_requests(stages: Sequence[Stage]) -> list[Flag]:
+    """The stage with the fewest: a sweep judges each of its rates by itself."""
+    least = min(stages, key=lambda stage: stage.requests.ok)
+    if least.requests.ok >= FEW_REQUESTS:
+        return []
+    where = f" at {least.name}" if len(stages) > 1 else ""
+    return [
+        Flag(
+            name="few_requests",
+            message=f"Only {least.requests.ok} requests were measured{where}; percentiles are "
+            "coarse. Measure for longer.",
+        )
+    ]
 
 
 def _short_warmup(stages: Sequence[Stage], warmup: float) -> list[Flag]:

@@ -113,6 +113,7 @@ def test_a_result_is_no_regression_of_itself_but_a_slower_one_is(
 ) -> None:
     beside, document = compared
     assert must("compare", folder.name, folder, home=beside)["regressed"] == 0
+    assert must("loadtest", "compare", folder.name, folder, home=beside)["regressed"] == 0
     before = with_rates(document, tmp_path / "before", 100.0)
     after = with_rates(document, tmp_path / "after", 50.0)
     ran = deployer("compare", before, after, "--json", home=beside)

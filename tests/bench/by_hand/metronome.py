@@ -31,6 +31,8 @@ class Settings:
     ttft: float
     pace: float
     tokens: int
+    early_role: bool = False
+    """Whether the chunk with the role alone is sent at once, not right before the first token."""
 
 
 @dataclass
@@ -135,25 +137,32 @@ class Connection(asyncio.Protocol):
                         "usage": {**usage, "completion_tokens": 1}})  # fmt: skip
             return
         exchange = Exchange(time.monotonic(), tokens)
-        self.transport.write(HEAD + (_event(_delta({"role": "assistant"})) if is_chat else b""))
+        role = _event(_delta({"role": "assistant"})) if is_chat else b""
+        early = self.settings.early_role
+        self.transport.write(HEAD + role if early else HEAD)
         chunk = _event(_delta({"content": " word"}) if is_chat else _text(" word"))
         tail = _event(_delta({}, "length") if is_chat else _text("", "length"))
         if (asked.get("stream_options") or {}).get("include_usage"):
             tail += _event({**_delta({}), "choices": [], "usage": usage})
         tail += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
         due = self.loop.time() + self.settings.ttft
-        self.loop.call_at(due, self.token, exchange, chunk, tail, due, tokens)
+        first = chunk if early else role + chunk
+        self.loop.call_at(due, self.token, exchange, (first, chunk), tail, due, tokens)
 
-    def token(self, exchange: Exchange, chunk: bytes, tail: bytes, due: float, left: int) -> None:
+    def token(
+        self, exchange: Exchange, chunks: tuple[bytes, bytes], tail: bytes, due: float, left: int
+    ) -> None:
+        """Send the first of `chunks`; those that follow are like the second."""
         if not self.open:
             return
         now = time.monotonic()
         self.truth.made += 1
         exchange.first = exchange.first or now
+        chunk, others = chunks
         if left > 1:
             self.transport.write(chunk)
             due += self.settings.pace
-            self.loop.call_at(due, self.token, exchange, chunk, tail, due, left - 1)
+            self.loop.call_at(due, self.token, exchange, (others, others), tail, due, left - 1)
             return
         exchange.last = now
         self.transport.write(chunk + tail)
@@ -197,8 +206,9 @@ def main() -> None:
     parser.add_argument("--ttft", type=float, default=0.2)
     parser.add_argument("--pace", type=float, default=0.05)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--early-role", action="store_true", help="send the role at once")
     given = parser.parse_args()
-    settings = Settings(given.ttft, given.pace, given.tokens)
+    settings = Settings(given.ttft, given.pace, given.tokens, given.early_role)
     try:
         import uvloop
 
