@@ -12,8 +12,12 @@ from deployer.cli.output import emit, reporter
 from deployer.home import default_home
 from deployer.recipe.loadtest import PROFILES
 
+key_option = click.option(
+    "--api-key-file", type=click.Path(path_type=Path), help="File whose first line is the key."
+)
 
-@click.group(invoke_without_command=True, subcommand_metavar="[compare OLD NEW]")
+
+@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
 @click.option("--endpoint", metavar="URL", help="Test this OpenAI-compatible server.")
 @click.option("--server", metavar="NAME", help="Test this server of ours; default: the one.")
 @click.option("--profile", type=click.Choice(PROFILES), help="What kind of load.")
@@ -29,13 +33,14 @@ from deployer.recipe.loadtest import PROFILES
     "--trace", type=click.Path(path_type=Path), help="JSONL or CSV file that replay sends."
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), default=1, show_default=True,
-    help="Processes that share the load, where one is not fast enough.",
+    "--workers", "--processes", "workers", type=click.IntRange(1, 256), default=1,
+    show_default=True, help="Processes that share the load, where one is not fast enough.",
 )  # fmt: skip
 @click.option(
-    "--api-key-file", type=click.Path(path_type=Path), help="File whose first line is the key."
-)
-@with_options(set_option, json_option)
+    "--listen", metavar="HOST:PORT",
+    help="Let the workers join here from other machines, by `deployer loadtest join`.",
+)  # fmt: skip
+@with_options(key_option, set_option, json_option)
 @click.pass_context
 def loadtest(
     context: click.Context,
@@ -48,6 +53,7 @@ def loadtest(
     trials: int | None,
     trace: Path | None,
     workers: int,
+    listen: str | None,
     api_key_file: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -73,7 +79,7 @@ def loadtest(
     chosen = [f"loadtest.{key}={value}" for key, value in options.items() if value is not None]
     outcome = running.loadtest(
         endpoint, server, [*chosen, *overrides], default_home(), reporter(),
-        api_key_file=api_key_file, workers=workers,
+        api_key_file=api_key_file, workers=workers, listen=listen,
     )  # fmt: skip
     if as_json:
         emit(outcome.result.as_json())
@@ -100,3 +106,24 @@ def loadtest_compare(old: str, new: str, force: bool, as_json: bool) -> None:
     from deployer.cli.comparing import compare_stored
 
     compare_stored((old, new), force, as_json)
+
+
+@loadtest.command("join")
+@click.argument("leader", metavar="LEADER")
+@with_options(key_option, json_option)
+def loadtest_join(leader: str, api_key_file: Path | None, as_json: bool) -> None:
+    """Be one worker of a load test that another machine leads, until it is over.
+
+    LEADER is the address that `deployer loadtest --workers N --listen HOST:PORT` tells there. One
+    process uses one core: start it once for each core that is to help. It reaches the leader at
+    that port and the next, and the server under test itself.
+    """
+    from deployer.workflow import running
+
+    loads = running.join(leader, reporter(), api_key_file)
+    if as_json:
+        emit({"loads": loads})
+    else:
+        from deployer.console import print_lines
+
+        print_lines([f"The load test is over; this worker took part in {loads} of its loads."])

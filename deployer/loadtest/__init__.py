@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +19,11 @@ from typing import Any
 import deployer
 from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, host, measure, planned, preparing, recording, storage, sweep
+from deployer.loadtest.crew import LOOPBACK, Crew, Processes
 from deployer.loadtest.endpoint import Endpoint
+from deployer.loadtest.joining import join as join_leader
 from deployer.loadtest.judging import exit_code
+from deployer.loadtest.leading import Address, Leader
 from deployer.loadtest.levels import Level, level_of, users_of, users_text
 from deployer.loadtest.measure import Part
 from deployer.loadtest.preparing import SEED, TEMPERATURE, Prepared
@@ -30,7 +34,7 @@ from deployer.progress import SILENT, Progress
 from deployer.recipe import LoadTest
 from deployer.results import LoadTestResult, Run
 
-__all__ = ["SEED", "TEMPERATURE", "Page", "exit_code", "folder_of", "run"]
+__all__ = ["SEED", "TEMPERATURE", "Page", "exit_code", "folder_of", "join", "run"]
 
 
 def run(
@@ -42,10 +46,12 @@ def run(
     server: Mapping[str, Any] | None = None,
     pages: Mapping[str, Page] | None = None,
     workers: int = 1,
+    listen: str | None = None,
 ) -> LoadTestResult:
     """Measure the server at `endpoint` and store the result in `out_dir`/ID (`folder_of`).
 
-    The load is shared among `workers` processes; UsageError where there are fewer users.
+    The load is shared among `workers` processes; UsageError where there are fewer users. They are
+    of this machine, or join from others at the address `listen` (HOST:PORT).
     `server` says what is known of it (engine, version, quantization, bundle digest, argv);
     `api_key` may also come from DEPLOYER_API_KEY or DEPLOYER_API_KEY_FILE; `pages` are drawn and
     stored under their names. The folder appears whole or not at all. Raises LoadTestError when
@@ -58,6 +64,7 @@ def run(
     key = api_key or _key_from_environment()
     with (
         Endpoint.at(endpoint, key) as target,
+        _crew(target, workers, listen, progress) as crew,
         storage.folder_for(identity, out_dir) as folder,
     ):
         started = datetime.now(UTC)
@@ -66,7 +73,7 @@ def run(
             preparing.warm(target, workload, prepared, progress)
         before = target.generated_tokens()
         loads = Loads()
-        _measure(loads, target, workload, prepared, folder, progress, key, workers)
+        _measure(loads, target, workload, prepared, folder, progress, key, crew)
         grown = _grown(target, before, loads.samples)
         result = recording.result(
             workload,
@@ -85,6 +92,33 @@ def run(
     return result
 
 
+def join(url: str, progress: Progress = SILENT, api_key: str | None = None) -> int:
+    """Be a worker of the load test that is led at `url`, until it is over.
+
+    Gives the number of loads it took part in. The key is the one of the server under test, from
+    this machine's own environment if not given.
+    """
+    return join_leader(url, progress, api_key or _key_from_environment())
+
+
+@contextmanager
+def _crew(target: Endpoint, workers: int, listen: str | None, progress: Progress) -> Iterator[Crew]:
+    """The processes that put the load; others are told where to join."""
+    if listen is None:
+        yield Processes(workers)
+        return
+    address = Address.parse(listen)
+    if target.is_local and address.host != LOOPBACK:
+        raise UsageError(
+            f"other machines cannot reach {target.url}",
+            "Name the server with --endpoint as they see it, for example http://10.0.0.7:8000.",
+        )
+    with Leader(workers, address) as leader:
+        each = f"on {workers} machines" if workers > 1 else "on another machine"
+        progress.note(f"Run this {each}: deployer loadtest join {leader.url}")
+        yield leader
+
+
 def _measure(
     loads: Loads,
     target: Endpoint,
@@ -93,7 +127,7 @@ def _measure(
     folder: Path,
     progress: Progress,
     key: str | None,
-    workers: int,
+    crew: Crew,
 ) -> None:
     """Put every level of load on the server, every trial of it, and fill `loads`."""
     limits = measure.limits_of(workload.slo)
@@ -106,7 +140,7 @@ def _measure(
             run_number = number * workload.trials + trial
             known = {**prepared.of_run(run_number), "folder": str(place)}
             with progress.step(_title(workload, level, trial)) as step:
-                raw = driver.drive(level, known, rows, step, key, workers, loads.origin)
+                raw = driver.drive(level, known, rows, step, key, crew, loads.origin)
             loads.origin = raw.origin
             tokenized = _tokenized(raw.samples, target)
             samples = tuple(replace(s, stage=number, trial=trial) for s in tokenized)

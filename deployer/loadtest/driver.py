@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import deployer
 from deployer import process
 from deployer.errors import CommandError, LoadTestError
+from deployer.loadtest.crew import Crew, Processes
 from deployer.loadtest.levels import Level
 from deployer.loadtest.measure import Worker
 from deployer.metrics import Sample
@@ -24,7 +24,7 @@ DRAIN_S = 60
 """Seconds that running requests get to finish after the end; `--stop-timeout` of Locust."""
 BACKSTOP_S = 30
 TAIL_LINES = 8
-LOOPBACK = "127.0.0.1"
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,10 @@ def locustfile() -> Path:
     )
 
 
-def argv(level: Level, workers: int = 1) -> list[str]:
-    """Locust's command line; with several workers a master and so many more processes.
-
-    No secret is in it.
-    """
+def argv(level: Level, crew: Crew) -> list[str]:
+    """Locust's command line; no secret is in it."""
     # An open loop has one user in every process, who sends that process's share.
-    count = workers if level.loop == "open" else level.users
+    count = crew.size if level.loop == "open" else level.users
     # Users start one after the other during the warm-up, so that they do not march in step; the
     # workers of an open loop all at once, for their clocks start with them.
     ramp = level.warmup if level.loop == "closed" else 0
@@ -65,18 +62,7 @@ def argv(level: Level, workers: int = 1) -> list[str]:
         sys.executable, "-m", "locust", "-f", str(locustfile()), "--headless", "--only-summary",
         "--users", str(count), "--spawn-rate", f"{max(rate, 1.0):.3f}",
         "--run-time", f"{level.limit}s", "--stop-timeout", str(DRAIN_S),
-        "--exit-code-on-error", "0", *(_processes(workers) if workers > 1 else ()),
-    ]  # fmt: skip
-
-
-def _processes(workers: int) -> list[str]:
-    """A master with its workers on the loopback, at a port of their own."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = str(probe.getsockname()[1])
-    return [
-        "--processes", str(workers), "--master-bind-host", LOOPBACK, "--master-bind-port", port,
-        "--master-host", LOOPBACK, "--master-port", port,
+        "--exit-code-on-error", "0", *crew.arguments(),
     ]  # fmt: skip
 
 
@@ -101,36 +87,38 @@ def drive(
     rows: Sequence[Mapping[str, Any]],
     step: Step,
     key: str | None,
-    workers: int = 1,
+    crew: Crew = ALONE,
     origin: float | None = None,
 ) -> Raw:
     """Run Locust to its end in `known["folder"]` and read what it measured.
 
-    `rows` are the requests to send (planned.py). With several `workers` the load is shared among
-    so many processes. Times count from `origin`, by default from the start of the load. Raises
-    LoadTestError, with the end of Locust's log, where it fails, sends nothing or loses a worker.
-    An interrupt ends Locust too.
+    `rows` are the requests to send (planned.py); the crew's processes share the load. Times count
+    from `origin`, by default from the start of the load. Raises LoadTestError, with the end of
+    Locust's log, where it fails, sends nothing or loses a worker. An interrupt ends Locust too.
     """
     folder = Path(known["folder"])
-    told = settings(level, workers, **known, plan=str(folder / PLAN))
+    on_line = follow(level, step)
+    told = settings(level, crew.size, **known, plan=str(folder / PLAN))
     (folder / PLAN).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / TOLD).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    crew.begin(told, rows, on_line)
     try:
         process.run(
-            argv(level, workers),
+            argv(level, crew),
             env=environment(folder / TOLD, key),
             log_path=folder / LOG,
             cwd=folder,
-            timeout=level.limit + DRAIN_S + BACKSTOP_S,
-            on_line=follow(level, step),
+            timeout=crew.patience + level.limit + DRAIN_S + BACKSTOP_S,
+            on_line=on_line,
         )
     except CommandError as error:
         raise _failed(error.message, folder / LOG) from error
+    crew.collect(folder)
     raw = gather(folder, origin)
     if not raw.samples or not raw.workers:
         raise _failed("Locust ended without one request", folder / LOG)
-    if len(raw.workers) != workers:
-        raise _failed(f"{len(raw.workers)} of {workers} workers came to their end", folder / LOG)
+    if len(raw.workers) != crew.size:
+        raise _failed(f"{len(raw.workers)} of {crew.size} workers came to their end", folder / LOG)
     return raw
 
 

@@ -46,6 +46,12 @@ class Endpoint:
         # trust_env off: the load goes to the server directly, so these requests must too.
         return cls(base, httpx.Client(headers=headers, timeout=READY_TIMEOUT, trust_env=False))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the address means this machine, wherever it is used."""
+        host = urlsplit(self.url).hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
+
     def __enter__(self) -> Endpoint:
         return self
 

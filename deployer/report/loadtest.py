@@ -33,7 +33,7 @@ def _row(stage: Stage, names: Sequence[str]) -> tuple[str, ...]:
     latency = stage.latency_ms
     return (
         stage.name,
-        f"{stage.target:g} {stage.unit}",
+        f"{stage.target:g}",
         f"{stage.achieved:.{1 if stage.offered is None else 2}f}",
         f"{stage.requests.ok}/{stage.requests.failed}",
         words.pair(latency.ttft),

@@ -132,10 +132,11 @@ def loadtest(
     *,
     api_key_file: Path | None = None,
     workers: int = 1,
+    listen: str | None = None,
 ) -> LoadTestOutcome:
     """Load-test one of our servers, or any endpoint; `overrides` are of `loadtest.*`.
 
-    `workers` processes share the users.
+    `workers` processes share the load: of this machine, or of others that join at `listen`.
     """
     for override in overrides:
         if not override.startswith("loadtest."):
@@ -144,7 +145,7 @@ def loadtest(
         raise UsageError("give --endpoint or --server, not both")
     if endpoint:
         workload = override_recipe(_NO_MODEL, overrides).loadtest
-        return _measure(endpoint, workload, home, progress, _key(api_key_file), {}, workers)
+        return _measure(endpoint, workload, home, progress, _key(api_key_file), {}, workers, listen)
     record = serving.status(home, server)[0] if server else only_server(home)
     if record.state != "ready":
         raise LoadTestError(
@@ -155,8 +156,13 @@ def loadtest(
     key_file = api_key_file or (recipe.serve.api_key_file and Path(recipe.serve.api_key_file))
     known = describe_server(bundle, record, home)
     return _measure(
-        record.endpoint, recipe.loadtest, home, progress, _key(key_file), known, workers
+        record.endpoint, recipe.loadtest, home, progress, _key(key_file), known, workers, listen
     )
+
+
+def join(url: str, progress: Progress, api_key_file: Path | None = None) -> int:
+    """Be a worker of a load test that another machine leads; gives how many loads there were."""
+    return loadtests.join(url, progress, _key(api_key_file))
 
 
 def _measure(
@@ -167,10 +173,11 @@ def _measure(
     key: str | None,
     known: dict[str, Any],
     workers: int,
+    listen: str | None,
 ) -> LoadTestOutcome:
     result = loadtests.run(
         endpoint, workload, home.loadtests, progress, key, known, pages=report.PAGES,
-        workers=workers,
+        workers=workers, listen=listen,
     )  # fmt: skip
     return LoadTestOutcome(result, loadtests.folder_of(home.loadtests, result))
 

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from fake_sse_server import FAULTS, Script, serve
 from deployer import loadtest, report, results
 from deployer.errors import LoadTestError
 from deployer.loadtest import driver, sweep
+from deployer.loadtest.crew import Processes
 from deployer.loadtest.levels import SMOKE_REQUESTS, level_of
 from deployer.metrics import e2e, tpot
 from deployer.progress import SILENT
@@ -123,6 +125,53 @@ def due(samples, server) -> list[float]:
     return [origin + s.due for s in samples]
 
 
+class Notes(type(SILENT)):
+    """Keeps what is noted, and starts a worker for each address to join."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.joined: list[subprocess.Popen[bytes]] = []
+
+    def note(self, message):
+        url = message.split()[-1]
+        command = [sys.executable, "-m", "deployer", "loadtest", "join", url]
+        self.joined = [subprocess.Popen(command) for _ in range(self.workers)]
+
+
+def test_workers_of_other_machines_join_and_bring_what_they_measured(tmp_path):
+    """The loopback stands for the network between the machines."""
+    workload = LoadTest(
+        profile="constant", rate=20, duration=3, warmup=1, output_tokens=9, trials=2
+    )
+    notes = Notes(2)
+    with serve(Script(ttft=0.05, tpot=0.005, tokens=9)) as server:
+        made = loadtest.run(
+            server.url, workload, tmp_path, notes, workers=2, listen=f"127.0.0.1:{port_pair()}"
+        )
+        samples = results.read_samples(loadtest.folder_of(tmp_path, made))
+        truth = {e.prompt: e for e in server.exchanges}
+    assert [worker.wait(20) for worker in notes.joined] == [0, 0]
+    assert made.client.workers == 2
+    assert (made.stages[0].requests.sent, made.stages[0].requests.failed) == (120, 0)
+    assert {s.id.split("-")[0] for s in samples} == {"0", "1"}
+    late = [s.due - samples[0].due for s in samples if s.trial == 0]
+    assert late == pytest.approx([0.05 * n for n in range(80)], abs=0.1), "one clock for all"
+    assert {truth[s.prompt].tokens for s in samples} == {9}
+    assert made.stages[0].latency_ms.ttft.p50 == pytest.approx(50, abs=TOLERANCE_MS)
+    assert no_locust_left()
+
+
+def port_pair() -> int:
+    """A free port whose next one is free as well."""
+    while True:
+        with socket.socket() as one, socket.socket() as next_one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                next_one.bind(("127.0.0.1", port + 1))
+                return int(port)
+
+
 def test_two_workers_share_an_open_loop(tmp_path):
     workload = LoadTest(profile="poisson", rate=20.0, duration=3, warmup=1)
     with serve(Script(ttft=0.02, tpot=0.002)) as server:
@@ -224,7 +273,8 @@ def drive(
     }  # fmt: skip
     rows = [{"words": 4, "tokens": workload.output_tokens}]
     with SILENT.step("") as step:
-        return driver.drive(level_of(workload), {**basis, **known}, rows, step, None, workers)
+        told = {**basis, **known}
+        return driver.drive(level_of(workload), told, rows, step, None, Processes(workers))
 
 
 def test_a_silent_server_is_a_timeout(tmp_path):

@@ -12,6 +12,7 @@ from loadtest_samples import HOST, closed_loop, result, sample
 from deployer import loadtest
 from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, exit_code, host, measure, storage
+from deployer.loadtest.crew import Processes
 from deployer.loadtest.endpoint import Endpoint, plain_words_for, words_for
 from deployer.loadtest.levels import SMOKE_REQUESTS, level_of
 from deployer.metrics import Limits
@@ -188,7 +189,7 @@ def test_three_answers_are_kept_to_be_read():
 def test_the_command_line_names_the_locustfile_and_no_secret(monkeypatch):
     monkeypatch.setenv("LOCUST_USERS", "999")
     monkeypatch.setenv("DEPLOYER_API_KEY", "from-the-shell")
-    argv = driver.argv(CLOSED)
+    argv = driver.argv(CLOSED, Processes())
     assert argv[:3] == [sys.executable, "-m", "locust"]
     assert argv[argv.index("--users") + 1] == "8"
     assert float(argv[argv.index("--spawn-rate") + 1]) == pytest.approx(8 / 2.4, abs=0.001)
@@ -240,8 +241,8 @@ def test_gathering_counts_times_from_the_first_worker(tmp_path):
 
 
 def test_several_workers_are_a_master_with_processes_at_a_port_of_their_own():
-    assert "--processes" not in driver.argv(CLOSED)
-    argv = driver.argv(CLOSED, workers=3)
+    assert "--processes" not in driver.argv(CLOSED, Processes())
+    argv = driver.argv(CLOSED, Processes(3))
 
     def value(flag):
         return argv[argv.index(flag) + 1]
@@ -270,7 +271,7 @@ def test_a_lost_worker_makes_no_result(tmp_path, monkeypatch):
     with SILENT.step("") as step:
         assert len(driver.drive(CLOSED, known, [], step, None).workers) == 1
         with pytest.raises(LoadTestError, match="1 of 2 workers came to their end"):
-            driver.drive(CLOSED, known, [], step, None, workers=2)
+            driver.drive(CLOSED, known, [], step, None, Processes(2))
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

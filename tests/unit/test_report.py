@@ -110,7 +110,7 @@ def test_the_table_has_the_agreed_columns(good):
     columns, rows = report.table(good[0])
     assert columns[0] == "stage" and columns[-1] == "flags" and len(rows) == 1
     row = dict(zip(columns, rows[0], strict=True))
-    assert row["target"] == "8 users" and row["achieved"] == "8.0"
+    assert row["target"] == "8" and row["achieved"] == "8.0"
     assert row["ok/err"].endswith("/0") and row["goodput"] == "100 %" and row["cache"] == "12.5 %"
     assert row["TTFT p50 / p99"].endswith(" / –"), "p99 of less than 100 requests is not given"
 
