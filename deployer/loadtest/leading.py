@@ -38,6 +38,8 @@ HOLD_S = 10.0
 BRING_S = 60.0
 """How long a worker may take to bring what it measured."""
 PARTING_S = 3.0
+"""How long the leader stays for its workers to learn that it is over."""
+SHUTDOWN_S = 0.05
 MOST_BYTES = 1 << 32
 
 
@@ -96,7 +98,7 @@ class Leader:
                 "Name another address with --listen.",
             ) from error
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(SHUTDOWN_S,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
