@@ -200,6 +200,24 @@ def test_what_may_be_read_in_two_ways_is_read_in_none(tmp_path: Path) -> None:
     with_gate(tmp_path, work)
 
 
+@pytest.mark.parametrize("version", ["", " HTTP/0.9", " HTTP/2.0", " HTTP/1.2", " HTTP/", " x"])
+@pytest.mark.parametrize("asked", ["GET /v1/models", "POST /v1/chat/completions"])
+def test_only_http_1_is_spoken(tmp_path: Path, asked: str, version: str) -> None:
+    async def work(it: Gate, engine: FakeEngine) -> None:
+        head = HEAD.partition(b"\r\n")[2] + b"Content-Length: %d\r\n" % len(CHAT)
+        head += b"Connection: keep-alive\r\n\r\n"
+        ((status, body),) = await raw(it, f"{asked}{version}\r\n".encode() + head + CHAT)
+        assert status == 400
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+        assert engine.heads == []
+        assert it.metric("deployer_refused_total", reason="request") == 1
+        for spoken in (" HTTP/1.0", " HTTP/1.1"):
+            line = f"GET /v1/models{spoken}\r\nHost: x\r\nConnection: close\r\n\r\n"
+            assert (await raw(it, line.encode()))[0][0] == 200
+
+    with_gate(tmp_path, work)
+
+
 def test_too_many_connections_are_closed_and_the_others_served(tmp_path: Path) -> None:
     async def work(it: Gate, engine: FakeEngine) -> None:
         it.listener.most = 1
