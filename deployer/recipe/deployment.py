@@ -21,6 +21,9 @@ from deployer.recipe.serve import Serve
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=32)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False)]
+HostName = Annotated[
+    str, Field(pattern=r"^[0-9A-Za-z_]([0-9A-Za-z_.-]*[0-9A-Za-z_-])?$", max_length=253)
+]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 LONGEST = 56
 """Characters of a deployment's and a server's name together: they make the name of a process."""
@@ -34,6 +37,10 @@ class Gateway(Section):
 
     host: Annotated[str, Field(pattern=r"^[0-9A-Za-z:][0-9A-Za-z.:-]*$", max_length=253)] = Field(
         "127.0.0.1", description="Address to listen on; other than loopback needs keys."
+    )
+    hosts: Annotated[tuple[HostName, ...], Field(max_length=64)] = Field(
+        (),
+        description="Names beside localhost that clients without a key may reach it by.",
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="TCP port; 0 takes a free one."

@@ -59,7 +59,7 @@ def broken_answer(rng: random.Random, streamed: bool) -> bytes:
 
 
 def request(body: bytes, path: str = "/v1/chat/completions", *headers: str) -> bytes:
-    told = ["Host: gateway", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    told = ["Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     head = "\r\n".join([f"POST {path} HTTP/1.1", *told, *headers])
     return head.encode() + b"\r\n\r\n" + body
 

@@ -32,7 +32,7 @@ from gateway_process import Running, running_gateway, table, upstream
 from measured import write
 
 STATUSES = frozenset(
-    {100, 200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 502, 503, 504}
+    {100, 200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 421, 429, 431, 502, 503, 504}
 )
 """What may come back; 500 would be a fault of the gateway itself."""
 AT_ONCE = 16
