@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from deployer.errors import RecipeError
-from deployer.recipe.document import HINTS, MAX_BYTES, Document, parse, validate
+from deployer.errors import Problem, RecipeError
+from deployer.recipe.document import HINTS, MAX_BYTES, Document, dotted, parse, validate
 from deployer.recipe.overrides import assign, split_override
 from deployer.recipe.section import Millis, Positive, Section, Text
 from deployer.recipe.serve import Serve
@@ -287,9 +287,20 @@ def _finish(
         assign(document, ("name",), name)
     _locate(document.data, Path.cwd())  # what is absolute stays as it is
     found = validate(document, Deployment)
+    if found is not None and found.gateway.keys is None:
+        _refuse_sticky_keys(found, document)
     if found is None or document.problems:
         raise RecipeError(where, document.sorted_problems, HINTS["deployment"])
     return found
+
+
+def _refuse_sticky_keys(deployment: Deployment, document: Document) -> None:
+    """Without keys all requests have the same one, and would all stay with the same server."""
+    for number, route in enumerate(deployment.routes):
+        if route.sticky == "key":
+            field = ("routes", number, "sticky")
+            message = "key needs gateway.keys: without keys one server would get all requests"
+            document.problems.append(Problem(dotted(field), message, document.line(field)))
 
 
 def _locate(data: Any, base: Path) -> None:

@@ -39,7 +39,7 @@ def until(holds: Callable[[], object], seconds: float) -> float:
 
 def ask(url: str, model: str, seconds: float = 60.0) -> httpx.Response:
     """What the capital of France is said to be; `seconds` without a byte end the wait."""
-    message = {"role": "user", "content": "What is the capital city of France?"}
+    message = {"role": "user", "content": "What is the capital city of France? Answer in one word."}
     body = {"model": model, "messages": [message], "max_tokens": 24, "temperature": 0}
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=seconds, trust_env=False)
 
