@@ -7,8 +7,10 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from deployer.errors import CommandError, StoreError
 from deployer.progress import Progress
@@ -33,6 +35,15 @@ def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Delete what `write_atomically` left in a folder when its process was killed in it."""
+    with suppress(OSError):  # they only take room
+        for path in folder.glob(".*.*"):
+            writer = path.name.rpartition(".")[2]
+            if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+                path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

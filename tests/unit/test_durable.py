@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployer import durable
-from deployer.durable import full_disk_told, hold_lock, write_atomically
+from deployer.durable import full_disk_told, hold_lock, sweep, write_atomically
 from deployer.errors import CommandError, StoreError
 from deployer.progress import SILENT, Silent
 
@@ -38,6 +38,18 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
         write_atomically(path, "new")
     assert path.read_text(encoding="utf-8") == json.dumps({"é": 1})
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_dead_writers_left_is_deleted_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable.psutil, "pid_exists", lambda pid: pid == 12)
+    kept = {".state.json.12", "state.json", ".hidden.json", "state.json.11", ".lock", "x.11"}
+    for name in {*kept, ".state.json.11", ".spec.json.4194305"}:
+        (tmp_path / name).write_text("{", encoding="utf-8")
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    sweep(tmp_path / "none")
 
 
 def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
