@@ -18,13 +18,11 @@ from deployer.home import Home
 
 pytestmark = pytest.mark.faults
 SIZE = "1600m"
-FULL = ("the disk filled up while quantize_gguf was at work", "No space left on device")
-"""What is said of the worker, or of its log where that was the first to find no room."""
 RECIPE = """\
 version: 1
 name: tiny
 source: {{gguf: {gguf}}}
-quantization: {{scheme: q8_0}}
+quantization: {{scheme: {scheme}}}
 quality: {{windows: 1}}
 """
 
@@ -75,14 +73,17 @@ class Filler:
         return [path for path in found if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    ("scheme", "program"), [("q8_0", "quantize_gguf"), ("q4_k_m", "llama-quantize")]
+)
 def test_a_disk_that_fills_while_weights_are_quantized(
-    home: Home, disk: Path, tmp_path: Path
+    home: Home, disk: Path, tmp_path: Path, scheme: str, program: str
 ) -> None:
     beside = home_beside(home, tmp_path / "shared", "store", "bundles")
     whole = Path(must("build", REPOSITORY / "recipes" / "smollm2-f16.yaml", home=beside)["bundle"])
     own = home_beside(home, disk / "home")
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE.format(gguf=whole / "model.gguf"), encoding="utf-8")
+    recipe.write_text(RECIPE.format(gguf=whole / "model.gguf", scheme=scheme), encoding="utf-8")
     with Filler(own) as filler:
         started = time.monotonic()
         ran = subprocess.run(
@@ -95,7 +96,9 @@ def test_a_disk_that_fills_while_weights_are_quantized(
     error = json.loads(ran.stdout)["error"]
     print(f"\nafter {took:.1f} s: {error['message']}")
     assert error["type"] == "StoreError"
-    assert any(words in error["message"] for words in FULL)
+    # The second is said of the log, where that was the first to find no room.
+    said = (f"the disk filled up while {program} was at work", "No space left on device")
+    assert any(words in error["message"] for words in said)
     assert "DEPLOYER_HOME" in error["hint"]
     assert not list(own.root.glob("*/.tmp/*"))
     assert not own.bundles.exists()
