@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deployer.errors import StoreError
+import psutil
+
+from deployer.errors import CommandError, StoreError
 from deployer.progress import Progress
+
+FULL_DISK = r"No space left on device|os error 28|Disk quota exceeded"
+"""What programs write, as a regular expression, when the disk or a quota is full."""
+_FULL_DISK_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+_TRIED = 1 << 20
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
@@ -26,6 +35,15 @@ def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Delete what `write_atomically` left in a folder when its process was killed in it."""
+    with suppress(OSError):  # they only take room
+        for path in folder.glob(".*.*"):
+            writer = path.name.rpartition(".")[2]
+            if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+                path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -69,3 +87,39 @@ def disk_error(error: OSError, folder: Path) -> StoreError:
         f"cannot {verb} {error.filename or folder}: {error.strerror or error}",
         "Check free space and permissions, or set DEPLOYER_HOME to another folder.",
     )
+
+
+@contextmanager
+def full_disk_told(name: str) -> Iterator[None]:
+    """Where the program `name` fails in it because the disk is full: StoreError that says so.
+
+    A worker tells by its exit status, other programs by their words. C++ streams tell no cause, and
+    a file that is mapped into memory ends its writer by SIGBUS: then the log's disk is tried.
+    """
+    try:
+        yield
+    except CommandError as error:
+        if not _tells_of_a_full_disk(error):
+            raise
+        raise StoreError(
+            f"the disk filled up while {name} was at work",
+            "Free some space, or set DEPLOYER_HOME to a folder on a larger disk. The whole log is "
+            f"in {error.log_path}.",
+        ) from error
+
+
+def _tells_of_a_full_disk(error: CommandError) -> bool:
+    if error.returncode is None or error.log_path is None:
+        return False
+    if error.returncode == errno.ENOSPC or re.search(FULL_DISK, error.tail):
+        return True
+    return _is_full(error.log_path.parent)
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk of `folder`, or a quota on it, has no place for a small file."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            return file.write(bytes(_TRIED)) < _TRIED
+    except OSError as error:
+        return error.errno in _FULL_DISK_NUMBERS

@@ -79,7 +79,9 @@ def _await(port: int, child: Child) -> None:
             raise AssertionError(child.log_path.read_text(encoding="utf-8"))
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
-                probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                probe.sendall(
+                    b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                )
                 if b" 200 " in probe.recv(64):
                     return
         except OSError:

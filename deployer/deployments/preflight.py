@@ -20,6 +20,7 @@ def check_gateway(gateway: Gateway, progress: Progress) -> None:
         _check_keys(gateway.keys, progress)
     if gateway.certificate is not None and gateway.private_key is not None:
         _check_certificate(gateway.certificate, gateway.private_key)
+        warn_of_others(Path(gateway.private_key), progress)
     if gateway.traces is not None:
         check_packages()
 

@@ -22,6 +22,7 @@ from deployer.gateway.bodies import read_body
 from deployer.gateway.events import OnEvent
 from deployer.gateway.exchange import Exchange
 from deployer.gateway.finding import Finder
+from deployer.gateway.hosts import are_ours
 from deployer.gateway.judging import Judges
 from deployer.gateway.keys import Key, KeyRing
 from deployer.gateway.limits import Limits
@@ -34,6 +35,7 @@ from deployer.gateway.refusals import (
     Refusal,
     draining,
     no_key,
+    no_such_host,
     no_such_model,
     not_for_this_key,
     over_the_limit,
@@ -51,7 +53,7 @@ from deployer.gateway.routing import Table, TableFile, Upstream
 from deployer.gateway.scraping import Scraper
 from deployer.gateway.shadows import Shadows
 from deployer.gateway.tracing import Tracer
-from deployer.recipe.deployment import Route
+from deployer.recipe.deployment import Gateway, Route
 
 HEALTH, METRICS, OPENAPI, MODELS = "/health", "/metrics", "/openapi.json", "/v1/models"
 OPERATIONS = {CHAT: "chat", COMPLETIONS: "text_completion", EMBEDDINGS: "embeddings"}
@@ -142,6 +144,9 @@ class App:
 
     async def _answer(self, request: web.BaseRequest, id_: str) -> web.StreamResponse:
         path = request.rel_url.raw_path
+        gateway = self.tables.table.gateway
+        if gateway.keys is None and path != HEALTH and not _is_named_well(request, gateway):
+            raise no_such_host()
         method = METHODS.get(path)
         if method is None:
             raise Refusal(404, "there is nothing here", reason="path", code="not_found")
@@ -172,7 +177,7 @@ class App:
 
     def _metrics(self, request: web.BaseRequest, id_: str) -> web.Response:
         """For Prometheus, without a key from this machine itself."""
-        if not _is_local(request):
+        if not _is_local(request, self.tables.table.gateway):
             self._key(request)
         self.metrics.load(*self._load(), self.replies.open_streams)
         self.metrics.stand(self.judges.standings(), self.judges.fallbacks())
@@ -292,9 +297,13 @@ def _session_of(request: web.BaseRequest, route: Route, key: Key, asked: Asked) 
     return None
 
 
-def _is_local(request: web.BaseRequest) -> bool:
-    """Whether the request was sent on this machine, and not on behalf of another one."""
-    if any(name in request.headers for name in _FORWARDED):
+def _is_named_well(request: web.BaseRequest, gateway: Gateway) -> bool:
+    return are_ours(request.headers.getall("Host", ()), (gateway.host, *gateway.hosts))
+
+
+def _is_local(request: web.BaseRequest, gateway: Gateway) -> bool:
+    """Whether the request was sent on this machine, and not on behalf of another one or a page."""
+    if any(name in request.headers for name in _FORWARDED) or not _is_named_well(request, gateway):
         return False
     try:
         return ip_address((request.remote or "").partition("%")[0]).is_loopback

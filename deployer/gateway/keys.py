@@ -133,7 +133,7 @@ def others_reach(path: Path) -> bool:
 
 
 def warn_of_others(path: Path, progress: Progress) -> None:
-    """Warn where others may read the file, or worse, add keys of their own to it."""
+    """Warn where others may read a file of secrets, or worse, put their own into it."""
     if others_reach(path):
         progress.warn(f"others on this machine can use {path}; run: chmod 600 {path}")
 

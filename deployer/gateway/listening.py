@@ -9,7 +9,9 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 
 from deployer.gateway.refusals import invalid
 from deployer.gateway.replies import Replies
@@ -18,11 +20,18 @@ BACKLOG = 1024
 KEEP_ALIVE = 75.0
 """Seconds a connection may idle, and that a client gets to send the head of a request."""
 TLS_SECONDS = 10.0
+VERSIONS = (HttpVersion10, HttpVersion11)
+"""The others that aiohttp's parser takes are an HTTP/0.9 that nobody speaks, and a 2.0 in clothes
+that are not its own; what stands before us may read such a request otherwise."""
 MOST = 16_384
 SPARE_FILES = 128
 """Open files that are not connections of requests."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Strange(web.BaseRequest):
+    """A request of a version that is not spoken here."""
 
 
 class Listener(web.Server):
@@ -31,20 +40,49 @@ class Listener(web.Server):
     def __init__(self, handler: Handler, replies: Replies, refused: Callable[[str], None]) -> None:
         # The task of a request is cancelled when its client leaves: the engine stops at once.
         super().__init__(
-            handler,
+            self._answer,
+            request_factory=self._request,
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEP_ALIVE,
             auto_decompress=False,
             lingering_time=5.0,
         )
+        self.handler = handler
         self.replies = replies
         self.refused = refused
-
         self.most = most_connections()
 
     def __call__(self) -> web.RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if isinstance(request, Strange):
+            return self.refuse("the version of HTTP must be 1.0 or 1.1")
+        return await self.handler(request)
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        """As aiohttp makes it, but for one of a strange version, which is answered in HTTP/1.0."""
+        made: type[web.BaseRequest] = web.BaseRequest
+        if message.version not in VERSIONS:
+            made, message = Strange, message._replace(version=HttpVersion10)
+        return made(message, payload, protocol, writer, task, self._loop)
+
+    def refuse(self, message: str) -> web.Response:
+        """The answer to what is no request, and the end of its connection."""
+        self.refused("request")
+        refusal = invalid(message)
+        refusal.status = 400
+        reply = self.replies.error("none", refusal)
+        reply.force_close()
+        return reply
 
     async def listen(
         self, listening: socket.socket, tls: ssl.SSLContext | None
@@ -94,9 +132,4 @@ class Connection(web.RequestHandler):
         """The answer to what is no HTTP request; its words repeat nothing that was sent."""
         if request.writer.output_size > 0 or not isinstance(self._manager, Listener):
             raise ConnectionError("an answer was begun already")
-        self._manager.refused("request")
-        refusal = invalid("this is no HTTP request that can be understood")
-        refusal.status = 400
-        reply = self._manager.replies.error("none", refusal)
-        reply.force_close()
-        return reply
+        return self._manager.refuse("this is no HTTP request that can be understood")

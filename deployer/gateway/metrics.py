@@ -25,7 +25,8 @@ from deployer.gateway.outcome import Outcome
 from deployer.gateway.routing import Table
 
 REASONS = (
-    "key", "model", "path", "method", "size", "request", "limit", "busy", "draining", "unhealthy",
+    "key", "host", "model", "path", "method", "size", "request", "limit", "busy", "draining",
+    "unhealthy",
 )  # fmt: skip
 """Why a request is refused before a server gets it."""
 

@@ -30,6 +30,7 @@ _ERRORS = {
     408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
+    421: "There are no keys, and the header Host names a host that is not the gateway's.",
     429: "A limit of the API key is reached, or all servers are busy.",
     500: "The gateway failed.",
     502: "The server failed before anything was answered.",
@@ -124,7 +125,7 @@ def _errors(*statuses: int) -> Json:
 
 
 def _get(name: str, told: str, media: str, schema: Json) -> Json:
-    answers = {"200": _response(told, {media: {"schema": schema}}), **_errors(400, 401, 500)}
+    answers = {"200": _response(told, {media: {"schema": schema}}), **_errors(400, 401, 421, 500)}
     return {"operationId": name, "summary": told, "responses": answers}
 
 

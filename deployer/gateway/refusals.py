@@ -93,6 +93,17 @@ def no_key() -> Refusal:
     )
 
 
+def no_such_host() -> Refusal:
+    """421: a name that the gateway is not known by; what was sent is not repeated."""
+    return Refusal(
+        421,
+        "without keys this gateway answers for localhost, addresses and gateway.hosts only, and "
+        "the request's Host is none of them",
+        reason="host",
+        code="unknown_host",
+    )
+
+
 def no_such_model(model: str) -> Refusal:
     """404: no route of that name."""
     return Refusal(

@@ -13,14 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from deployer.errors import RecipeError
-from deployer.recipe.document import HINTS, MAX_BYTES, Document, parse, validate
+from deployer.errors import Problem, RecipeError
+from deployer.recipe.document import HINTS, MAX_BYTES, Document, dotted, parse, validate
 from deployer.recipe.overrides import assign, split_override
 from deployer.recipe.section import Millis, Positive, Section, Text
 from deployer.recipe.serve import Serve
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=32)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False)]
+HostName = Annotated[
+    str, Field(pattern=r"^[0-9A-Za-z_]([0-9A-Za-z_.-]*[0-9A-Za-z_-])?$", max_length=253)
+]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 LONGEST = 56
 """Characters of a deployment's and a server's name together: they make the name of a process."""
@@ -34,6 +37,10 @@ class Gateway(Section):
 
     host: Annotated[str, Field(pattern=r"^[0-9A-Za-z:][0-9A-Za-z.:-]*$", max_length=253)] = Field(
         "127.0.0.1", description="Address to listen on; other than loopback needs keys."
+    )
+    hosts: Annotated[tuple[HostName, ...], Field(max_length=64)] = Field(
+        (),
+        description="Names beside localhost that clients without a key may reach it by.",
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="TCP port; 0 takes a free one."
@@ -280,9 +287,20 @@ def _finish(
         assign(document, ("name",), name)
     _locate(document.data, Path.cwd())  # what is absolute stays as it is
     found = validate(document, Deployment)
+    if found is not None and found.gateway.keys is None:
+        _refuse_sticky_keys(found, document)
     if found is None or document.problems:
         raise RecipeError(where, document.sorted_problems, HINTS["deployment"])
     return found
+
+
+def _refuse_sticky_keys(deployment: Deployment, document: Document) -> None:
+    """Without keys all requests have the same one, and would all stay with the same server."""
+    for number, route in enumerate(deployment.routes):
+        if route.sticky == "key":
+            field = ("routes", number, "sticky")
+            message = "key needs gateway.keys: without keys one server would get all requests"
+            document.problems.append(Problem(dotted(field), message, document.line(field)))
 
 
 def _locate(data: Any, base: Path) -> None:

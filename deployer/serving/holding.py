@@ -11,6 +11,7 @@ from pathlib import Path
 
 import filelock
 
+from deployer.durable import sweep
 from deployer.errors import ServerError
 from deployer.progress import Silent
 
@@ -21,6 +22,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def hold_name(lock_file: Path, taken: ServerError) -> Iterator[None]:
     """Hold a name by its lock; the kernel frees it however this process ends.
 
+    What killed processes left half-written beside the lock is deleted.
+
     Raises `taken` where another process has it.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +33,7 @@ def hold_name(lock_file: Path, taken: ServerError) -> Iterator[None]:
     except filelock.Timeout as error:
         raise taken from error
     try:
+        sweep(lock_file.parent)
         yield
     finally:
         lock.release()

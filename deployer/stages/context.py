@@ -9,6 +9,7 @@ from typing import Any
 
 from deployer import process
 from deployer.command import Command
+from deployer.durable import full_disk_told
 from deployer.errors import StageError
 from deployer.home import Home
 from deployer.progress import Progress, Step
@@ -72,11 +73,12 @@ class StageContext:
         if command.toolchain:
             program = str(self.toolchain(command.toolchain).program(program))
         log_path = self.log(name)
-        process.run(
-            [program, *command.arguments],
-            env=worker_environment(command.env),
-            log_path=log_path,
-        )
+        with full_disk_told(name):
+            process.run(
+                [program, *command.arguments],
+                env=worker_environment(command.env),
+                log_path=log_path,
+            )
         return {}, log_path.read_text(encoding="utf-8", errors="replace")
 
 

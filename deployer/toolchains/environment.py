@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deployer import process
 from deployer.artifacts import file_digest
+from deployer.durable import FULL_DISK
 from deployer.errors import CommandError, ToolchainError
 from deployer.home import Home
 from deployer.toolchains.specs import Host, ToolchainSpec
@@ -156,7 +157,7 @@ def health_check(spec: ToolchainSpec, python: Path, log_path: Path) -> dict[str,
 
 _CAUSES = (
     (
-        r"No space left on device|os error 28|Disk quota exceeded",
+        FULL_DISK,
         "the disk is full",
         "Free some space, or set DEPLOYER_HOME to a folder on a larger disk.",
     ),

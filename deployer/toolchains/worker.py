@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deployer import process
+from deployer.durable import full_disk_told
 from deployer.errors import CommandError, StageError
 from deployer.machine import usable_cores
 from deployer.progress import Step
@@ -46,21 +47,22 @@ def run_worker(
 ) -> dict[str, Any]:
     """Run `deployer/workers/WORKER.py` with `request` and give its response.
 
-    Raises StageError for an error that the worker explains, CommandError (with the log's tail)
-    when it crashes or takes over `timeout` seconds.
+    Raises StageError for an error that the worker explains, StoreError where the disk filled up,
+    CommandError (with the log's tail) when it crashes or takes over `timeout` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="deployer-worker-") as folder:
         request_path, response_path = Path(folder, "request.json"), Path(folder, "response.json")
         request_path.write_text(json.dumps(request), encoding="utf-8")
         script = WORKERS / f"{worker}.py"
-        process.run(
-            [str(toolchain.python), "-I", str(script), str(request_path), str(response_path)],
-            env=worker_environment(env),
-            cwd=Path(folder),
-            log_path=log_path,
-            timeout=timeout,
-            on_line=lambda line: _report(line, step),
-        )
+        with full_disk_told(worker):
+            process.run(
+                [str(toolchain.python), "-I", str(script), str(request_path), str(response_path)],
+                env=worker_environment(env),
+                cwd=Path(folder),
+                log_path=log_path,
+                timeout=timeout,
+                on_line=lambda line: _report(line, step),
+            )
         return _read_response(response_path, worker, log_path)
 
 

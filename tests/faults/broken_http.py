@@ -59,7 +59,7 @@ def broken_answer(rng: random.Random, streamed: bool) -> bytes:
 
 
 def request(body: bytes, path: str = "/v1/chat/completions", *headers: str) -> bytes:
-    told = ["Host: gateway", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    told = ["Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     head = "\r\n".join([f"POST {path} HTTP/1.1", *told, *headers])
     return head.encode() + b"\r\n\r\n" + body
 
@@ -94,7 +94,11 @@ STARTS = (
     "GET /../etc/passwd HTTP/1.1", "GET //health HTTP/1.1", "GET /%2e%2e/ HTTP/1.1",
     "GET http://evil/health HTTP/1.1", "CONNECT evil:443 HTTP/1.1", "OPTIONS * HTTP/1.1",
     "TRACE / HTTP/1.1", "PRI * HTTP/2.0", "GET /health HTTP/0.9", "GET /health HTTP/9.9",
-    "GET /health", "get /health HTTP/1.1", "GET  /health  HTTP/1.1",
+    "GET /health", "GET /v1/models", "GET /v1/models HTTP/0.9", "GET /v1/models HTTP/2.0",
+    "POST /v1/chat/completions", "POST /v1/chat/completions HTTP/0.9",
+    "POST /v1/chat/completions HTTP/2.0", "GET /v1/models HTTP/1.2", "GET /v1/models HTTP/",
+    "get /health HTTP/1.1",
+    "GET  /health  HTTP/1.1",
     "GET /" + "a" * 9000 + " HTTP/1.1",
     "POST /tokenize HTTP/1.1", "POST /v1/chat/completions?x=1 HTTP/1.0", "PUT /v1/models HTTP/1.1",
     "DELETE /v1/chat/completions HTTP/1.1", "GET /health\x00 HTTP/1.1",

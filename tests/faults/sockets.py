@@ -32,7 +32,7 @@ from gateway_process import Running, running_gateway, table, upstream
 from measured import write
 
 STATUSES = frozenset(
-    {100, 200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 502, 503, 504}
+    {100, 200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 421, 429, 431, 502, 503, 504}
 )
 """What may come back; 500 would be a fault of the gateway itself."""
 AT_ONCE = 16
@@ -48,6 +48,8 @@ _NUMBER = re.compile(rb'"user":"(\d+)"')
 _FRAME = re.compile(rb"\r\n[0-9a-f]+\r\n")
 """What stands between two chunks of a body."""
 _STATUS = re.compile(rb"HTTP/\d\.\d (\d{3}) ")
+_STRANGE = re.compile(rb"[A-Z]+ [^ \r\n]+( HTTP/(?!1\.[01])[^ \r\n]*)?\r\n")
+"""A request of no version of HTTP that the gateway speaks."""
 
 
 # The made-up engine
@@ -223,6 +225,8 @@ async def run(trial: Trial, kind: str, seed: int, count: int, engine: Engine) ->
                 trial.wrong.append((number, f"no answer: {error!r}"))
                 return
             trial.judge(number, back, answered)
+            if answered is None and _STRANGE.match(sent) and _STATUS.findall(back)[:1] == [b"200"]:
+                trial.wrong.append((number, f"a strange version is answered: {sent[:80]!r}"))
             if answered is not None:  # a server that fails three times in a row is let alone
                 await trial.sane(f"chat{number % ROUTES}")
 

@@ -22,7 +22,7 @@ RECIPE = """\
 version: 1
 name: tiny
 source: {{gguf: {gguf}}}
-quantization: {{scheme: q8_0}}
+quantization: {{scheme: {scheme}}}
 quality: {{windows: 1}}
 """
 
@@ -73,17 +73,20 @@ class Filler:
         return [path for path in found if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    ("scheme", "program"), [("q8_0", "quantize_gguf"), ("q4_k_m", "llama-quantize")]
+)
 def test_a_disk_that_fills_while_weights_are_quantized(
-    home: Home, disk: Path, tmp_path: Path
+    home: Home, disk: Path, tmp_path: Path, scheme: str, program: str
 ) -> None:
     beside = home_beside(home, tmp_path / "shared", "store", "bundles")
     whole = Path(must("build", REPOSITORY / "recipes" / "smollm2-f16.yaml", home=beside)["bundle"])
     own = home_beside(home, disk / "home")
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE.format(gguf=whole / "model.gguf"), encoding="utf-8")
+    recipe.write_text(RECIPE.format(gguf=whole / "model.gguf", scheme=scheme), encoding="utf-8")
     with Filler(own) as filler:
         started = time.monotonic()
-        ran = subprocess.run(  # the tail of the worker's log, which is shown, holds its traceback
+        ran = subprocess.run(
             [str(DEPLOYER), "build", str(recipe), "--json"], env=environment(own),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -92,8 +95,11 @@ def test_a_disk_that_fills_while_weights_are_quantized(
     assert ran.returncode == 1, ran.stdout + ran.stderr
     error = json.loads(ran.stdout)["error"]
     print(f"\nafter {took:.1f} s: {error['message']}")
-    assert "No space left on device" in error["message"] + error.get("tail", "")
-    assert error["hint"]
+    assert error["type"] == "StoreError"
+    # The second is said of the log, where that was the first to find no room.
+    said = (f"the disk filled up while {program} was at work", "No space left on device")
+    assert any(words in error["message"] for words in said)
+    assert "DEPLOYER_HOME" in error["hint"]
     assert not list(own.root.glob("*/.tmp/*"))
     assert not own.bundles.exists()
     filler.path.unlink()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ import httpx
 import psutil
 import pytest
 import yaml
+from certificates import certificate_of, make_certificate
 from command_line import DEPLOYER, deployer, environment, gone, must
 
 from deployer import deployments, serving
@@ -262,3 +264,57 @@ def test_sigkill_of_the_deployments_supervisor_leaves_no_orphan(
     assert all(gone(process.pid) for process in processes)
     assert is_closed(endpoint)
     assert record().state == "lost"
+
+
+def test_tls_through_a_deployment(chat: Chat, demo_bundle: Bundle, tmp_path: Path) -> None:
+    make_certificate(tmp_path, "first")
+    (tmp_path / "key.pem").chmod(0o644)
+    files = {"certificate": "cert.pem", "private_key": "key.pem"}
+    wanted = {
+        **chat.settings, "name": "tls", "gateway": {"port": 0, **files},
+        "servers": {"a": {"bundle": str(demo_bundle.root), "serve": dict(SERVE)}},
+        "routes": [{"model": "demo", "to": {"a": 1.0}}],
+    }  # fmt: skip
+    file = tmp_path / "tls.yaml"
+    file.write_text(yaml.safe_dump(wanted), encoding="utf-8")
+
+    def record() -> DeploymentRecord:
+        return deployments.status(chat.home, "tls")[0]
+
+    def ask(trusted: Path) -> int:
+        context = ssl.create_default_context(cafile=trusted)
+        url = f"{record().endpoint}/v1/models"
+        return httpx.get(url, verify=context, trust_env=False).status_code
+
+    served = deployer("serve", file, "--detach", home=chat.home)
+    assert served.code == 0, served.err
+    assert f"run: chmod 600 {tmp_path / 'key.pem'}" in served.err
+    before = record()
+    port = httpx.URL(before.endpoint).port
+    assert port and before.endpoint == f"https://127.0.0.1:{port}"
+    assert ask(tmp_path / "cert.pem") == 200
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(f"http://127.0.0.1:{port}/v1/models", trust_env=False)
+
+    first = certificate_of(port)
+    make_certificate(tmp_path, "renewed")  # in the same files: no reload is needed
+    until(lambda: certificate_of(port) != first, 10)
+    assert ask(tmp_path / "cert.pem") == 200
+
+    (other := tmp_path / "other").mkdir()
+    make_certificate(other, "other")
+    second = certificate_of(port)
+    wanted["gateway"] |= {name: str(other / each) for name, each in files.items()}
+    file.write_text(yaml.safe_dump(wanted), encoding="utf-8")
+    reloaded = deployer("reload", "tls", home=chat.home)
+    assert (reloaded.code, "chmod" in reloaded.err) == (0, False), reloaded.err
+    until(lambda: certificate_of(port) != second, 10)
+    assert ask(other / "cert.pem") == 200
+    (other / "key.pem").write_text("none", encoding="utf-8")
+    refused = deployer("reload", "tls", home=chat.home)
+    assert refused.code == 2
+    assert "cannot be used" in refused.err
+    assert ask(other / "cert.pem") == 200, "the pair in use stays"
+    assert record().gateway_pid == before.gateway_pid
+    assert record().servers == before.servers
+    must("stop", "tls", home=chat.home)

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+from certificates import certificate_of, make_certificate
 from gateway_in_process import table, upstream
 
 from deployer import serving
@@ -324,25 +325,6 @@ def test_a_second_signal_ends_streams_with_an_error(
         thread.join(10)
         assert (stream.done, (stream.error or {}).get("code")) == (False, "draining")
         await_(lambda: running_at(engine) == 0, 5)
-
-
-def make_certificate(folder: Path, name: str) -> None:
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
-        check=True, capture_output=True,
-    )  # fmt: skip
-
-
-def certificate_of(port: int, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes | None:
-    context = ssl._create_unverified_context()
-    context.minimum_version = context.maximum_version = version
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
-        context.wrap_socket(plain) as wrapped,
-    ):
-        return wrapped.getpeercert(binary_form=True)
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")

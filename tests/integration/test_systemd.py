@@ -27,6 +27,7 @@ from made_up_bundle import deployment
 from private_systemd import USER_ID, PrivateSystemd, booted
 
 from deployer.artifacts import Bundle
+from deployer.deployments import DeploymentFolder, DeploymentRecord
 from deployer.exporting import systemd
 from deployer.home import Home
 
@@ -143,6 +144,61 @@ def test_ready_alive_hung_alive_again_and_stopping(
     serving.send_signal(signal.SIGTERM)
     assert "STOPPING=1" in messages(heard, 5, until="STOPPING=1")
     assert serving.wait(20) == 0
+
+
+@pytest.fixture
+def deployment_served(
+    home: Home, demo_bundle: Bundle, tmp_path: Path, heard: socket.socket
+) -> Iterator[tuple[subprocess.Popen[bytes], Home]]:
+    """`deployer serve --gateway` in the foreground, as systemd would start it; and its home."""
+    own = home_beside(home, tmp_path / "home")
+    asked = {"NOTIFY_SOCKET": heard.getsockname(), "WATCHDOG_USEC": "3000000"}
+    settings = ("gateway.port=0", "serve.context=256", "serve.parallel=1", "serve.threads=1",
+                "serve.server=xllamacpp")  # fmt: skip
+    words = [word for each in settings for word in ("--set", each)]
+    with (tmp_path / "serve.log").open("wb") as log:
+        child = subprocess.Popen(
+            [str(DEPLOYER), "serve", "--gateway", str(demo_bundle.root), "--name", "told", *words],
+            env=environment(own, asked), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        yield child, own
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_deployment_is_ready_when_its_gateway_answers_and_not_before(
+    heard: socket.socket, deployment_served: tuple[subprocess.Popen[bytes], Home]
+) -> None:
+    child, own = deployment_served
+    folder = DeploymentFolder.of(own, "told")
+
+    def record() -> DeploymentRecord:
+        deadline = time.monotonic() + 60
+        while (found := folder.read()) is None or found.gateway_pid is None:
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        return found
+
+    gateway = psutil.Process(record().gateway_pid)
+    gateway.send_signal(signal.SIGSTOP)
+    begun: list[str] = []
+    while not (servers := record().servers) or {each.state for each in servers.values()} != {
+        "ready"
+    }:
+        begun += messages(heard, 0.2)
+    begun += messages(heard, 4)  # life is shown each second, whatever the gateway does
+    assert begun.count("WATCHDOG=1") >= 3
+    assert "READY=1" not in begun, "its server is ready, but the gateway answers nobody"
+    gateway.send_signal(signal.SIGCONT)
+    assert messages(heard, 20, until="READY=1")[-2:] == ["READY=1", "STATUS=ready"]
+    assert httpx.get(f"{record().endpoint}/health", trust_env=False).status_code == 200
+    for below in psutil.Process(child.pid).children(recursive=True):
+        assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & below.environ().keys()
+    child.send_signal(signal.SIGTERM)
+    assert "STOPPING=1" in messages(heard, 5, until="STOPPING=1")
+    assert child.wait(20) == 0
 
 
 HIDDEN = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")

@@ -78,6 +78,18 @@ def test_overrides_and_another_name(file: Path) -> None:
         read_deployment(file, ["gateway.prt=1"])
 
 
+def test_sticky_by_key_needs_keys(file: Path) -> None:
+    text = TEXT.replace("q8: 1}", "q8: 1}, sticky: key")
+    file.write_text(text, encoding="utf-8")
+    assert read_deployment(file).routes[0].sticky == "key"
+    file.write_text(text.replace(", keys: keys.json", ""), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        read_deployment(file)
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.field) == (8, "routes.0.sticky")
+    assert "key needs gateway.keys" in problem.message
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deployer.deployments import preflight
 from deployer.deployments.preflight import check_address, check_gateway, check_same_door
 from deployer.errors import ServerError, UsageError
 from deployer.progress import Silent
@@ -72,6 +73,21 @@ def test_a_certificate_that_is_none(tmp_path: Path) -> None:
     missing = {**files, "certificate": str(tmp_path / "none.pem")}
     with pytest.raises(UsageError, match="No such file"):
         check_gateway(Gateway(**missing), Warnings())
+
+
+def test_a_private_key_that_others_can_read_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key.pem"
+    key.touch(mode=0o600)
+    monkeypatch.setattr(preflight, "_check_certificate", lambda *_: None)  # that it is a good one
+    said = Warnings()
+    gateway = Gateway(certificate="certificate.pem", private_key=str(key))
+    check_gateway(gateway, said)
+    assert said.said == []
+    key.chmod(0o640)
+    check_gateway(gateway, said)
+    assert said.said == [f"others on this machine can use {key}; run: chmod 600 {key}"]
 
 
 def test_a_taken_port_is_told_in_the_gateways_terms() -> None:

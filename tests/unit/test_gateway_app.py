@@ -23,7 +23,9 @@ CLOSED = ("/", "/tokenize", "/detokenize", "/slots", "/props", "/completion", "/
           "/v1/models/chat", "/v1//models", "/v1/%6dodels", "/V1/MODELS", "/health/", "/../health",
           "/v1/chat/completions/", "/lora-adapters", "/v1/load_lora_adapter", "/docs")  # fmt: skip
 CHAT = b'{"model":"chat","messages":[{"role":"user","content":"Hi"}]}'
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
 
 
 def with_gate(
@@ -59,7 +61,7 @@ async def raw(it: Gate, data: bytes) -> list[tuple[int, str]]:
 def test_all_but_the_listed_paths_is_not_there(tmp_path: Path) -> None:
     async def work(it: Gate, engine: FakeEngine) -> None:
         for path in CLOSED:
-            line = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            line = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
             ((status, body),) = await raw(it, line.encode())
             assert (path, status) == (path, 404)
             assert json.loads(body)["error"]["code"] == "not_found"
@@ -121,6 +123,45 @@ def test_health_needs_no_key_and_metrics_none_on_this_machine(tmp_path: Path) ->
     with_gate(tmp_path, work, keys=str(tmp_path / "keys.json"))
 
 
+def test_without_keys_only_names_of_this_machine_are_answered(tmp_path: Path) -> None:
+    async def work(it: Gate, engine: FakeEngine) -> None:
+        for host in ("rebound.example:8000", "127.0.0.1.example", "evil.example"):
+            for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/nothing")):
+                status, _, text = await ask(it, method, path, headers={"Host": host})
+                assert (status, json.loads(text)["error"]["code"]) == (421, "unknown_host")
+                assert host not in text
+            assert (await it.chat(headers={"Host": host}))[0] == 421
+            assert (await ask(it, "GET", "/health", headers={"Host": host}))[0] == 200
+        assert it.metric("deployer_refused_total", reason="host") == 12
+        assert engine.heads == []
+        for host in (
+            "localhost:8000",
+            "[::1]:8000",
+            "10.0.0.7",
+            "chat.internal",
+            "CHAT.internal:1",
+        ):
+            assert (await it.chat(headers={"Host": host}))[0] == 200
+        both = HEAD + b"Host: evil.example\r\nContent-Length: %d\r\n\r\n" % len(CHAT) + CHAT
+        assert (await raw(it, both))[0][0] in (400, 421)
+
+    with_gate(tmp_path, work, hosts=("chat.internal",))
+
+
+def test_with_keys_the_name_matters_for_metrics_without_one_alone(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.json", Key(id="ops"), SILENT)
+
+    async def work(it: Gate, engine: FakeEngine) -> None:
+        elsewhere = {"Host": "chat.example"}
+        keyed = {**elsewhere, "Authorization": f"Bearer {secret}"}
+        assert (await it.chat(headers=keyed))[0] == 200
+        assert (await ask(it, "GET", "/metrics", headers=elsewhere))[0] == 401
+        assert (await ask(it, "GET", "/metrics", headers=keyed))[0] == 200
+        assert (await ask(it, "GET", "/metrics"))[0] == 200
+
+    with_gate(tmp_path, work, keys=str(tmp_path / "keys.json"))
+
+
 def test_limits_of_a_key(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     headers = {
@@ -178,7 +219,7 @@ BAD_FRAMES = {
     "a folded header": HEAD + b"X: a\r\n b\r\n\r\n",
     "a header without a colon": HEAD + b"nonsense\r\n\r\n",
     "a NUL": HEAD + b"X: a\x00b\r\n\r\n",
-    "a bare LF": b"GET /health HTTP/1.1\nHost: x\n\n",
+    "a bare LF": b"GET /health HTTP/1.1\nHost: localhost\n\n",
     "no version": b"GET /health\r\n\r\n",
     "a long header": HEAD + b"X: " + b"x" * 20_000 + b"\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -189,7 +230,7 @@ def test_what_may_be_read_in_two_ways_is_read_in_none(tmp_path: Path) -> None:
     """No second request may hide in what comes behind, and nothing is told of what was sent."""
 
     async def work(it: Gate, engine: FakeEngine) -> None:
-        behind = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        behind = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         for name, frame in BAD_FRAMES.items():
             answers = await raw(it, frame + behind)
             assert (name, [status for status, _ in answers]) == (name, [400])
@@ -200,11 +241,29 @@ def test_what_may_be_read_in_two_ways_is_read_in_none(tmp_path: Path) -> None:
     with_gate(tmp_path, work)
 
 
+@pytest.mark.parametrize("version", ["", " HTTP/0.9", " HTTP/2.0", " HTTP/1.2", " HTTP/", " x"])
+@pytest.mark.parametrize("asked", ["GET /v1/models", "POST /v1/chat/completions"])
+def test_only_http_1_is_spoken(tmp_path: Path, asked: str, version: str) -> None:
+    async def work(it: Gate, engine: FakeEngine) -> None:
+        head = HEAD.partition(b"\r\n")[2] + b"Content-Length: %d\r\n" % len(CHAT)
+        head += b"Connection: keep-alive\r\n\r\n"
+        ((status, body),) = await raw(it, f"{asked}{version}\r\n".encode() + head + CHAT)
+        assert status == 400
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+        assert engine.heads == []
+        assert it.metric("deployer_refused_total", reason="request") == 1
+        for spoken in (" HTTP/1.0", " HTTP/1.1"):
+            line = f"GET /v1/models{spoken}\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            assert (await raw(it, line.encode()))[0][0] == 200
+
+    with_gate(tmp_path, work)
+
+
 def test_too_many_connections_are_closed_and_the_others_served(tmp_path: Path) -> None:
     async def work(it: Gate, engine: FakeEngine) -> None:
         it.listener.most = 1
         assert (await it.chat())[0] == 200  # on the one connection, which is kept
-        assert await raw(it, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") == []
+        assert await raw(it, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") == []
         assert (await it.chat())[0] == 200
 
     with_gate(tmp_path, work)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from deployer import serving
-from deployer.errors import UsageError
+from deployer.errors import ServerError, UsageError
 from deployer.home import Home
 from deployer.serving import causes
 from deployer.serving.engine_log import EngineLog
+from deployer.serving.holding import hold_name
 from deployer.serving.identity import peak_rss, start_mark
 from deployer.serving.launching import local_url
 from deployer.serving.spec import Patience, Spec
@@ -263,3 +264,12 @@ def test_the_line_that_names_the_error_is_shown_though_others_follow(tmp_path: P
     assert shown[:2] == ["(Worker) ValueError: the header is damaged", "..."]
     assert shown[-1].startswith("RuntimeError")
     assert len(shown) == 2 + causes.SHOWN_LINES
+
+
+def test_who_takes_a_name_deletes_what_killed_ones_left(tmp_path: Path) -> None:
+    (tmp_path / ".state.json.4194305").write_text("{", encoding="utf-8")  # no pid is that high
+    taken = ServerError("taken")
+    with hold_name(tmp_path / "lock", taken):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        with pytest.raises(ServerError, match="taken"), hold_name(tmp_path / "lock", taken):
+            pass

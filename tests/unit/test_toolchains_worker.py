@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployer.errors import CommandError, StageError
+from deployer.errors import CommandError, StageError, StoreError
 from deployer.toolchains import worker
 from deployer.toolchains.installation import Toolchain
 from deployer.toolchains.worker import run_worker, worker_environment
@@ -75,6 +75,15 @@ def test_a_worker_without_response_is_a_command_error_with_the_tail(
     with pytest.raises(CommandError, match="ended without a response") as caught:
         run_worker(toolchain, "scan_weights", {}, log_path=tmp_path / "l")
     assert caught.value.tail == "Segmentation fault"
+
+
+def test_a_full_disk_is_told_with_the_workers_name(toolchain, tmp_path, monkeypatch):
+    def run(argv, **_):
+        raise CommandError("python failed", returncode=28, log_path=tmp_path / "l")
+
+    monkeypatch.setattr(worker.process, "run", run)
+    with pytest.raises(StoreError, match="the disk filled up while quantize_gguf was at work"):
+        run_worker(toolchain, "quantize_gguf", {}, log_path=tmp_path / "l")
 
 
 def test_environment_bounds_threads_and_keeps_workers_off_the_network(monkeypatch):

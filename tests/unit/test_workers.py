@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -329,3 +331,77 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     converter = load("convert_checkpoint")
     with pytest.raises(failure(converter), match="names no model architecture"):
         converter.main({"checkpoint": str(tmp_path), "out": "x", "source_tree": ".", "type": "f16"})
+
+
+class Ended(BaseException):
+    """Stands for the end of the process."""
+
+
+def refuse_to_write(path, *_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def end_of(protocol, monkeypatch, tmp_path, main):
+    """The exit status of a worker, run in this process."""
+
+    def end(status):
+        raise Ended(status)
+
+    request = tmp_path / "request.json"
+    request.write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["worker", str(request), str(tmp_path / "response.json")])
+    monkeypatch.setattr(protocol.os, "_exit", end)
+    with pytest.raises(Ended) as ended:
+        protocol.run(main)
+    return ended.value.args[0]
+
+
+# What really comes out of Rust, numpy and torch on a full disk.
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    OSError("Not enough free space to write 40000000 bytes after offset 0"),
+    OSError("250000 requested and 242880 written"),
+]
+
+
+@pytest.mark.parametrize("cause", FULL, ids=range(len(FULL)))
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_told_by_the_exit_status(tmp_path, monkeypatch, capsys, cause, wrapped):
+    protocol = load("_protocol")
+
+    def main(request):
+        if not wrapped:
+            raise cause
+        try:
+            raise cause
+        except Exception as error:
+            raise protocol.WorkerError("the checkpoint cannot be converted") from error
+
+    assert end_of(protocol, monkeypatch, tmp_path, main) == errno.ENOSPC
+    assert str(cause) in capsys.readouterr().err
+    assert not (tmp_path / "response.json").exists()
+
+
+def test_a_response_that_the_disk_has_no_place_for(tmp_path, monkeypatch):
+    protocol = load("_protocol")
+
+    def main(request):
+        monkeypatch.setattr(protocol.Path, "write_text", refuse_to_write)
+        monkeypatch.setattr(protocol.traceback, "print_exc", lambda: refuse_to_write("log"))
+        return {}
+
+    assert end_of(protocol, monkeypatch, tmp_path, main) == errno.ENOSPC
+
+
+def test_another_failure_of_a_worker_stays_a_crash(tmp_path, monkeypatch):
+    protocol = load("_protocol")
+
+    def main(request):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(OSError, match="Permission denied"):
+        end_of(protocol, monkeypatch, tmp_path, main)
+    assert end_of(protocol, monkeypatch, tmp_path, lambda request: {"a": 1}) == 0
+    assert json.loads((tmp_path / "response.json").read_text(encoding="utf-8")) == {"a": 1}

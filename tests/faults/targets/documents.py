@@ -22,7 +22,7 @@ RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 LEAST_DEPLOYMENT = """\
 version: 1
 name: chat
-gateway: {port: 8000, keys: keys.json, max_waiting: 8}
+gateway: {port: 8000, hosts: [chat.internal], keys: keys.json, max_waiting: 8}
 servers:
   q4: {bundle: smollm2-q4_0, serve: {context: 512}}
   f16: {recipe: smollm2-f16.yaml}
