@@ -31,7 +31,7 @@ from typing import Any
 from loadtest_capacity import ask, metronome
 
 INPUT, OUTPUT = 64, 64
-LONG, SHORT = 12, 2
+LONG, SHORT = 8, 2
 """Requests of each stream."""
 VLLM_BENCH_SERVE = (
     "import argparse; from vllm.benchmarks.serve import add_cli_args, main; "
