@@ -8,18 +8,21 @@ name that ends in `localhost` ever points elsewhere, so that neither can be such
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 
 
-def are_ours(told: Iterable[str], names: Iterable[str]) -> bool:
+def are_ours(told: Iterable[str], names: tuple[str, ...]) -> bool:
     """Whether each `Host` that was told is an address, localhost, or one of `names`.
 
     Programs that tell none are no browsers, and may pass.
     """
-    return all(_is_ours(host.strip().lower(), names) for host in told)
+    return all(_is_ours(host, names) for host in told)
 
 
-def _is_ours(host: str, names: Iterable[str]) -> bool:
+@lru_cache(256)
+def _is_ours(host: str, names: tuple[str, ...]) -> bool:
+    host = host.strip().lower()
     name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     if not colon:
         name = host
