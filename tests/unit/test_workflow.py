@@ -440,7 +440,7 @@ def test_a_load_test_takes_the_bundles_workload(
     monkeypatch.setattr(running, "_measure", lambda *given: measured.append(given))
     running.loadtest(None, None, ["loadtest.duration=2"], home, SILENT,
                      api_key_file=tmp_path / "keys")  # fmt: skip
-    ((endpoint, workload, _, _, key, known, _),) = measured
+    ((endpoint, workload, _, _, key, known, _, _),) = measured
     assert (endpoint, workload.users, workload.duration, key) == (RECORD.endpoint, 3, 2, "secret")
     assert (known["quantization"], known["bits_per_weight"]) == ("q4_0", 4.5)
 
@@ -450,7 +450,7 @@ def test_any_endpoint_can_be_tested(home: Home, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(running, "_measure", lambda *given: measured.append(given))
     running.loadtest("http://127.0.0.1:1", None, ["loadtest.users=3"], home, SILENT)
     assert measured[0][1].users == 3
-    assert measured[0][4:] == (None, {}, 1)
+    assert measured[0][4:] == (None, {}, 1, None)
 
 
 # Evaluate
