@@ -7,6 +7,7 @@ problem told by its line; recipes/deployments/ holds some to start from.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -143,8 +144,10 @@ class Question(Section):
     @classmethod
     def _an_expression(cls, value: str) -> str:
         try:
-            re.compile(value)
-        except re.error as error:
+            with warnings.catch_warnings():  # what may mean two things, like [[a]
+                warnings.simplefilter("error")
+                re.compile(value)
+        except (re.error, Warning) as error:
             raise ValueError(f"is no regular expression: {error}") from error
         return value
 

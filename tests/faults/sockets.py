@@ -47,6 +47,8 @@ FILES = 16
 _NUMBER = re.compile(rb'"user":"(\d+)"')
 _FRAME = re.compile(rb"\r\n[0-9a-f]+\r\n")
 """What stands between two chunks of a body."""
+_END = re.compile(rb"data: ?\[DONE\]")
+"""The space is optional in server-sent events, and the gateway passes on what the engine wrote."""
 _STATUS = re.compile(rb"HTTP/\d\.\d (\d{3}) ")
 _STRANGE = re.compile(rb"[A-Z]+ [^ \r\n]+( HTTP/(?!1\.[01])[^ \r\n]*)?\r\n")
 """A request of no version of HTTP that the gateway speaks."""
@@ -170,7 +172,7 @@ class Trial:
 
     def _judge_stream(self, number: int, back: bytes, answered: bytes) -> None:
         answered = _FRAME.sub(b"", answered)
-        ended_well, failed = b"data: [DONE]" in back, b'"error"' in back
+        ended_well, failed = bool(_END.search(back)), b'"error"' in back
         if ended_well and b"[DONE]" not in answered:
             self.wrong.append((number, "an end mark that the engine did not send"))
         if b"text/event-stream" in back and not ended_well and not failed:

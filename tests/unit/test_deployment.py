@@ -119,8 +119,9 @@ def test_names_must_fit_the_name_of_a_process(file: Path) -> None:
         read_deployment(file)
 
 
-def test_a_question_must_be_an_expression(file: Path) -> None:
-    new = "q8: 1}, quality: {questions: [{ask: x, expect: '('}]}"
+@pytest.mark.parametrize("expect", ["(", "[[a]"])
+def test_a_question_must_be_an_expression(file: Path, expect: str) -> None:
+    new = f"q8: 1}}, quality: {{questions: [{{ask: x, expect: '{expect}'}}]}}"
     (told,) = problems(file, "q8: 1}", new)
     assert told.startswith("line 8: routes.0.quality.questions.0.expect: is no regular expression")
 
