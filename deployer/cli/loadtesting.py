@@ -30,7 +30,9 @@ key_option = click.option(
 @click.option("--duration", type=click.IntRange(1, 86_400), help="Measured seconds.")
 @click.option("--trials", type=click.IntRange(1, 30), help="How often the load is repeated.")
 @click.option(
-    "--trace", type=click.Path(path_type=Path), help="JSONL or CSV file that replay sends."
+    "--trace",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSONL or CSV file that replay sends.",
 )
 @click.option(
     "--workers", "--processes", "workers", type=click.IntRange(1, 256), default=1,

@@ -31,15 +31,18 @@ SECTIONS_WITH_FILES = ("source", "calibration", "quality", "serve", "loadtest")
 
 
 def override_recipe(
-    recipe: Mapping[str, Any], overrides: Sequence[str], files: Sequence[str] = ("serve",)
+    recipe: Mapping[str, Any],
+    overrides: Sequence[str],
+    files: Sequence[str] = ("serve",),
+    name: str = "the bundle's recipe",
 ) -> Recipe:
     """Apply `a.b=value` overrides to a recipe that was read before, as a manifest holds it.
 
     A bundle may be older than this release: fields it no longer knows are left out. The files
-    named in the sections `files` must be there.
+    named in the sections `files` must be there. Errors call it `name`.
     """
     data = _known(json.loads(json.dumps(recipe)), Recipe)
-    return _finish(Document(data), overrides, "the bundle's recipe", files)
+    return _finish(Document(data), overrides, name, files)
 
 
 def _known(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:

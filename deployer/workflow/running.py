@@ -144,7 +144,7 @@ def loadtest(
     if endpoint and server:
         raise UsageError("give --endpoint or --server, not both")
     if endpoint:
-        workload = override_recipe(_NO_MODEL, overrides).loadtest
+        workload = override_recipe(_NO_MODEL, overrides, name="the load test").loadtest
         return _measure(endpoint, workload, home, progress, _key(api_key_file), {}, workers, listen)
     record = serving.status(home, server)[0] if server else only_server(home)
     if record.state != "ready":
