@@ -1,7 +1,4 @@
-"""The HTTP side of one user: post a chat request and read its stream line by line.
-
-geventhttpclient's `readline` hands over a line as soon as it is there. Locust's own
-`FastHttpSession.iter_lines` waits for 1024 bytes and makes the first tokens look late.
+"""The HTTP side of one user: post a chat request and follow its stream as it comes.
 
 Every request has a connection of its own, opened before the clock starts: a kept connection
 that the server closes at the moment it is used again looks like a failure of the server.
@@ -19,9 +16,10 @@ import gevent.socket
 import gevent.ssl
 from answer import Answer
 from geventhttpclient.response import HTTPParseError, HTTPSocketResponse
+from reply import Reply
 from settings import Settings
+from wire import Wire
 
-ERROR_BODY = 4096
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
 
@@ -87,43 +85,25 @@ class ChatClient:
 
     def exchange(self, request: bytes, answer: Answer) -> None:
         """Send one request and feed `answer` until its stream ends, well or badly."""
-        sock = None
+        wire = reply = failure = None
         answer.opened = time.monotonic()
         try:
-            sock = self.connect()
+            wire = Wire(self.connect())
             answer.sent = time.monotonic()
-            sock.sendall(request)
-            response = HTTPSocketResponse(sock, method="POST")
+            wire.sock.sendall(request)
+            reply = Reply(answer, wire)
+            wire.read(reply.take, self.settings.timeout_s)
         except TimeoutError as error:
-            answer.fail("timeout", error)
+            failure = ("timeout", error)
         except (OSError, HTTPParseError) as error:
-            answer.fail("connect", error)
-        else:
-            _receive(response, answer)
+            failure = ("truncated" if answer.status else "connect", error)
         finally:
-            if sock is not None:
-                sock.close()
-
-
-def _receive(response: HTTPSocketResponse, answer: Answer) -> None:
-    answer.status = response.status_code
-    try:
-        if answer.status != 200:
-            answer.fail(_class_of(answer.status), _text(response.read(ERROR_BODY)))
-        while answer.error is None:
-            line = response.readline(b"\n")
-            now = time.monotonic()
-            if not line:
-                break
-            if line != b"\n":  # the blank line that ends every event
-                answer.feed(line, now)
-    except TimeoutError as error:
-        # What follows [DONE] decides nothing any more, here and below.
-        if not answer.done:
-            answer.fail("timeout", error)
-    except (OSError, HTTPParseError) as error:
-        if not answer.done:
-            answer.fail("truncated", error)
+            if wire is not None:
+                wire.close()
+        if reply is not None and answer.status not in (None, 200):
+            answer.fail(_class_of(answer.status), _text(reply.body))
+        elif failure and not answer.done:  # what follows [DONE] decides nothing any more
+            answer.fail(*failure)
 
 
 def _class_of(status: int) -> str:

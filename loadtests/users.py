@@ -23,6 +23,10 @@ RECORDER = Recorder(SETTINGS)
 REQUESTER = Requester(SETTINGS, RECORDER, api_key())
 PLAN = plan.read(SETTINGS)
 NUMBERS, SENT = count(), count()
+RAMP = 0.8
+"""Share of the warm-up in which users start."""
+GOLDEN = 0.618_033_988_75
+"""Multiples of it fall evenly, and never into step."""
 
 
 class _User(User):  # type: ignore[misc]
@@ -32,7 +36,8 @@ class _User(User):  # type: ignore[misc]
 
     def on_start(self) -> None:
         self.worker = getattr(self.environment.runner, "worker_index", 0)
-        self.name = f"{self.worker}-{next(NUMBERS)}"
+        self.number = next(NUMBERS)
+        self.name = f"{self.worker}-{self.number}"
         self.sent = 0
         REQUESTER.connect_to(self.host)
 
@@ -41,6 +46,13 @@ class ClosedUser(_User):
     """Sends the next request as soon as the last answer has ended; holds conversations."""
 
     abstract = True
+
+    def on_start(self) -> None:
+        """Locust starts users by the second, all of one second at once: their streams would stay
+        in step, and their chunks come in bursts that the server did not make."""
+        super().on_start()
+        spread = min(1.0, RAMP * SETTINGS.warmup_s)
+        RECORDER.rest(spread * ((self.number + self.worker / SETTINGS.workers) * GOLDEN % 1.0))
 
     @task
     def converse(self) -> None:

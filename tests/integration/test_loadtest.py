@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from certificates import make_certificate
 from fake_sse_server import FAULTS, Script, serve
 
 from deployer import loadtest, report, results
@@ -431,3 +434,35 @@ def soon(true, seconds: float = 20.0) -> bool:
             pass
         time.sleep(0.2)
     return False
+
+
+def test_an_encrypted_connection_is_read_as_well(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(driver.locustfile().parent))
+    from gevent import socket as green
+    from gevent import ssl as green_ssl
+    from wire import Wire
+
+    make_certificate(tmp_path, "wire")
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    trusting = green_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.load_verify_locations(tmp_path / "cert.pem")
+    got: list[bytes] = []
+
+    def take(data):
+        got.append(data)
+        return not data
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_one():
+            with served.wrap_socket(listener.accept()[0], server_side=True) as there:
+                there.sendall(b"chunk")
+
+        server = threading.Thread(target=serve_one)
+        server.start()
+        plain = green.create_connection(listener.getsockname())
+        with trusting.wrap_socket(plain, server_hostname="127.0.0.1") as here:
+            Wire(here).read(take, 2.0)
+        server.join(5)
+    assert got == [b"chunk", b""]
