@@ -9,17 +9,10 @@ import time
 from collections.abc import Iterator
 
 import gevent.socket
-import gevent.ssl
 import pytest
+from loadtest_modules import wire as module
 
-from deployer.loadtest import driver
-
-sys.path.insert(0, str(driver.locustfile().parent))
-try:
-    from wire import SO_TIMESTAMPNS, Wire
-finally:
-    del sys.path[0]
-
+SO_TIMESTAMPNS, Wire = module.SO_TIMESTAMPNS, module.Wire
 LATE = 0.05
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's stamps are Linux's")
 
@@ -63,7 +56,7 @@ def test_what_is_read_late_is_stamped_when_it_came(
 def test_without_the_kernels_stamps_the_time_of_reading_counts(
     pair: tuple[gevent.socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["wire"], "_ask_for_stamps", lambda _: False)
+    monkeypatch.setattr(module, "_ask_for_stamps", lambda _: False)
     wire = Wire(pair[0])
     pair[1].sendall(b"chunk")
     before = time.monotonic()

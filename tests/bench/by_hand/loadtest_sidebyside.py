@@ -8,6 +8,8 @@ of some model, which the other tools need to make prompts. The server is the met
 its own record of what it sent when: an error is what a tool reports less what was true. The machine
 must have nothing else to do; the server gets one core and the tools the others.
 
+With --endpoint and --model it is a server of yours instead, and nothing is known to be true.
+
 Every tool runs each load twice in a round, long and short. The CPU it took for a token is the
 difference of the two divided by the difference in tokens, so that starting up does not count.
 A tool that fails is told with its log and left out.
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ class Load:
     requests: int
     seconds: float
     out: Path
+    has_truth: bool
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,8 @@ class Outcome:
 def once(name: str, env: Path, load: Load, cores: Sequence[int]) -> Outcome | None:
     """One run; None, with a line on standard error, where the tool failed."""
     load.out.mkdir(parents=True, exist_ok=True)
-    ask(load.url, "/forget")
+    if load.has_truth:
+        ask(load.url, "/forget")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
     with (load.out / "stdout").open("w") as stdout, (load.out / "stderr").open("w") as stderr:
@@ -188,11 +193,13 @@ def once(name: str, env: Path, load: Load, cores: Sequence[int]) -> Outcome | No
     except (OSError, ValueError, LookupError, StopIteration) as error:
         print(f"{name} failed ({done.returncode}, {error!r}): {load.out}/stderr", file=sys.stderr)
         return None
+    cpu = sum(getattr(after, f) - getattr(before, f) for f in ("ru_utime", "ru_stime"))
+    if not load.has_truth:
+        return Outcome(said, {}, cpu, load.requests * OUTPUT)
     record = ask(load.url, "/truth")
     truth = {
         f"{n}_{p}": record[f"{n}_ms"].get(p, 0.0) for n in ("ttft", "tpot") for p in ("p50", "p95")
     }
-    cpu = sum(getattr(after, f) - getattr(before, f) for f in ("ru_utime", "ru_stime"))
     return Outcome(said, truth, cpu, record["tokens"])
 
 
@@ -242,6 +249,8 @@ def main() -> None:
     parser.add_argument(
         "--early-role", action="store_true", help="the server sends the role before it has a token"
     )
+    parser.add_argument("--endpoint", help="a server that is up, instead of the metronome")
+    parser.add_argument("--model", default="metronome", help="its model")
     given = parser.parse_args()
     environments = {"deployer": Path(sys.prefix)}
     for each in given.tool:
@@ -254,7 +263,8 @@ def main() -> None:
     out, each_s = given.out.resolve(), 0.2 + OUTPUT * given.pace
     rows = []
     more = ("--early-role",) if given.early_role else ()
-    with metronome(server, given.pace, *more) as url:
+    known = metronome(server, given.pace, *more)
+    with nullcontext(given.endpoint) if given.endpoint else known as url:
         for streams in given.concurrency:
             found: dict[str, list[tuple[Outcome, Outcome]]] = {name: [] for name in environments}
             for turn in range(given.rounds):
@@ -262,8 +272,9 @@ def main() -> None:
                     pair = []
                     for length in (LONG, SHORT):
                         place = out / f"{name}-{streams}-{turn}-{length}"
-                        load = Load(url, "metronome", given.tokenizer.resolve(), streams,
-                                    streams * length, length * each_s, place)  # fmt: skip
+                        load = Load(url, given.model, given.tokenizer.resolve(), streams,
+                                    streams * length, length * each_s, place,
+                                    has_truth=not given.endpoint)  # fmt: skip
                         pair.append(once(name, env, load, others))
                         time.sleep(1)
                     if pair[0] and pair[1]:

@@ -1,0 +1,17 @@
+"""What Locust imports from the folder `loadtests`, which is no package."""
+
+from __future__ import annotations
+
+import sys
+
+from deployer.loadtest import driver
+
+sys.path.insert(0, str(driver.locustfile().parent))
+try:
+    import answer
+    import reply
+    import wire
+finally:
+    del sys.path[0]
+
+__all__ = ["answer", "reply", "wire"]
