@@ -19,7 +19,11 @@ key_option = click.option(
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
 @click.option("--endpoint", metavar="URL", help="Test this OpenAI-compatible server.")
-@click.option("--server", metavar="NAME", help="Test this server of ours; default: the one.")
+@click.option(
+    "--server",
+    metavar="NAME",
+    help="Test this server or deployment of ours; default: the only one.",
+)
 @click.option("--profile", type=click.Choice(PROFILES), help="What kind of load.")
 @click.option("--users", type=click.IntRange(1, 10_000), help="Concurrent users.")
 @click.option(

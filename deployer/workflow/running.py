@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployer import deployments, report, serving
 from deployer import loadtest as loadtests
-from deployer import report, serving
 from deployer.artifacts import Bundle
+from deployer.deployments import DeploymentRecord
 from deployer.errors import LoadTestError, UsageError
 from deployer.home import Home
 from deployer.progress import Progress
@@ -17,10 +18,10 @@ from deployer.recipe import LoadTest, Recipe, override_recipe
 from deployer.recipe.document import SUFFIXES
 from deployer.results import LoadTestResult
 from deployer.serving import ServerRecord
-from deployer.serving.state import ALIVE
 from deployer.toolchains.installation import find as find_toolchain
 from deployer.workflow.building import build
 from deployer.workflow.bundles import find_bundle
+from deployer.workflow.lookup import is_deployment_named, only_running
 from deployer.workflow.verifying import require_whole
 
 _RELEASES = {
@@ -87,17 +88,6 @@ def _sealed_recipe(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
     return override_recipe(bundle.manifest.recipe, overrides)
 
 
-def only_server(home: Home) -> ServerRecord:
-    """The server that runs, where exactly one does; raises UsageError else."""
-    records = [r for r in serving.status(home) if r.state in ALIVE]
-    if len(records) == 1:
-        return records[0]
-    if not records:
-        raise UsageError("no server runs", "Start one: deployer serve --detach")
-    names = ", ".join(record.name for record in records)
-    raise UsageError(f"{len(records)} servers run: {names}", "Name one of them.")
-
-
 @dataclass(frozen=True)
 class LoadTestOutcome:
     """A stored load test: its result and where the files lie."""
@@ -134,9 +124,11 @@ def loadtest(
     workers: int = 1,
     listen: str | None = None,
 ) -> LoadTestOutcome:
-    """Load-test one of our servers, or any endpoint; `overrides` are of `loadtest.*`.
+    """Load-test one of our servers or deployments, or any endpoint.
 
-    `workers` processes share the load: of this machine, or of others that join at `listen`.
+    `server` is a name; by default the only one that runs. A deployment is tested at its gateway.
+    `overrides` are of `loadtest.*`. `workers` processes share the load: of this machine, or of
+    others that join at `listen`.
     """
     for override in overrides:
         if not override.startswith("loadtest."):
@@ -144,42 +136,59 @@ def loadtest(
     if endpoint and server:
         raise UsageError("give --endpoint or --server, not both")
     if endpoint:
-        workload = override_recipe(_NO_MODEL, overrides, name="the load test").loadtest
-        return _measure(endpoint, workload, home, progress, _key(api_key_file), {}, workers, listen)
-    record = serving.status(home, server)[0] if server else only_server(home)
-    if record.state != "ready":
+        subject = _Subject(endpoint, _without_recipe(overrides), {}, None)
+    else:
+        subject = _subject(server or only_running(home), overrides, home)
+    key = _key(api_key_file or subject.key_file)
+    result = loadtests.run(
+        subject.endpoint, subject.workload, home.loadtests, progress, key, subject.known,
+        pages=report.PAGES, workers=workers, listen=listen,
+    )  # fmt: skip
+    return LoadTestOutcome(result, loadtests.folder_of(home.loadtests, result))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is tested, with what load, and what is known of it."""
+
+    endpoint: str
+    workload: LoadTest
+    known: dict[str, Any]
+    key_file: Path | None
+
+
+def _subject(name: str, overrides: Sequence[str], home: Home) -> _Subject:
+    """A server or a deployment of ours; raises LoadTestError where it is not ready."""
+    if is_deployment_named(name, home):
+        (whole,) = deployments.status(home, name)
+        _require_ready(whole, ("ready", "degraded"))
+        known = {"deployment": name, "servers": sorted(whole.servers), "state": whole.state}
+        return _Subject(whole.endpoint, _without_recipe(overrides), known, None)
+    (record,) = serving.status(home, name)
+    _require_ready(record, ("ready",))
+    bundle = find_bundle(record.bundle, home)
+    recipe = override_recipe(bundle.manifest.recipe, overrides)
+    key_file = recipe.serve.api_key_file
+    return _Subject(
+        record.endpoint, recipe.loadtest, describe_server(bundle, record, home),
+        Path(key_file) if key_file else None,
+    )  # fmt: skip
+
+
+def _require_ready(record: ServerRecord | DeploymentRecord, states: Sequence[str]) -> None:
+    if record.state not in states:
         raise LoadTestError(
             f"{record.name} is {record.state}, not ready", f"Look: deployer logs {record.name}"
         )
-    bundle = find_bundle(record.bundle, home)
-    recipe = override_recipe(bundle.manifest.recipe, overrides)
-    key_file = api_key_file or (recipe.serve.api_key_file and Path(recipe.serve.api_key_file))
-    known = describe_server(bundle, record, home)
-    return _measure(
-        record.endpoint, recipe.loadtest, home, progress, _key(key_file), known, workers, listen
-    )
+
+
+def _without_recipe(overrides: Sequence[str]) -> LoadTest:
+    return override_recipe(_NO_MODEL, overrides, name="the load test").loadtest
 
 
 def join(url: str, progress: Progress, api_key_file: Path | None = None) -> int:
     """Be a worker of a load test that another machine leads; gives how many loads there were."""
     return loadtests.join(url, progress, _key(api_key_file))
-
-
-def _measure(
-    endpoint: str,
-    workload: LoadTest,
-    home: Home,
-    progress: Progress,
-    key: str | None,
-    known: dict[str, Any],
-    workers: int,
-    listen: str | None,
-) -> LoadTestOutcome:
-    result = loadtests.run(
-        endpoint, workload, home.loadtests, progress, key, known, pages=report.PAGES,
-        workers=workers, listen=listen,
-    )  # fmt: skip
-    return LoadTestOutcome(result, loadtests.folder_of(home.loadtests, result))
 
 
 def _key(path: Path | str | None) -> str | None:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -410,18 +411,6 @@ def status_of(monkeypatch: pytest.MonkeyPatch, *records: ServerRecord) -> None:
     monkeypatch.setattr(serving, "status", lambda home, name=None: list(records))
 
 
-def test_the_only_server_is_the_one_that_runs(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = RECORD.model_copy(update={"name": "failed", "state": "failed"})
-    status_of(monkeypatch, failed, RECORD)
-    assert running.only_server(home) == RECORD
-    status_of(monkeypatch, failed)
-    with pytest.raises(UsageError, match="no server runs"):
-        running.only_server(home)
-    status_of(monkeypatch, RECORD, RECORD)
-    with pytest.raises(UsageError, match="2 servers run"):
-        running.only_server(home)
-
-
 def test_a_server_that_is_not_ready_is_not_tested(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,27 +419,49 @@ def test_a_server_that_is_not_ready_is_not_tested(
         running.loadtest(None, None, [], home, SILENT)
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What load tests were asked for: endpoint, workload, folder, progress, key, known."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(running.loadtests, "run", lambda *given, **_: asked.append(given))
+    monkeypatch.setattr(running.loadtests, "folder_of", lambda folder, result: folder)
+    return asked
+
+
 def test_a_load_test_takes_the_bundles_workload(
-    recipe: Path, home: Home, workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    recipe: Path, home: Home, workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    measured: list[tuple[Any, ...]],
+) -> None:  # fmt: skip
     bundle = build(recipe, home, "loadtest.users=3").bundle
     status_of(monkeypatch, RECORD.model_copy(update={"bundle": str(bundle.root)}))
     (tmp_path / "keys").write_text("secret \nother\n", encoding="utf-8")
-    measured: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(running, "_measure", lambda *given: measured.append(given))
     running.loadtest(None, None, ["loadtest.duration=2"], home, SILENT,
                      api_key_file=tmp_path / "keys")  # fmt: skip
-    ((endpoint, workload, _, _, key, known, _, _),) = measured
+    ((endpoint, workload, _, _, key, known),) = measured
     assert (endpoint, workload.users, workload.duration, key) == (RECORD.endpoint, 3, 2, "secret")
     assert (known["quantization"], known["bits_per_weight"]) == ("q4_0", 4.5)
 
 
-def test_any_endpoint_can_be_tested(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(running, "_measure", lambda *given: measured.append(given))
+def test_any_endpoint_can_be_tested(home: Home, measured: list[tuple[Any, ...]]) -> None:
     running.loadtest("http://127.0.0.1:1", None, ["loadtest.users=3"], home, SILENT)
     assert measured[0][1].users == 3
-    assert measured[0][4:] == (None, {}, 1, None)
+    assert measured[0][4:] == (None, {})
+
+
+def test_a_deployment_is_tested_at_its_gateway(
+    home: Home, monkeypatch: pytest.MonkeyPatch, measured: list[tuple[Any, ...]]
+) -> None:
+    whole = SimpleNamespace(
+        name="chat", endpoint="http://127.0.0.1:8000", state="degraded", servers={"b": 1, "a": 2}
+    )
+    monkeypatch.setattr(running, "is_deployment_named", lambda name, _: name == "chat")
+    monkeypatch.setattr(running.deployments, "status", lambda *_: [whole])
+    running.loadtest(None, "chat", ["loadtest.users=3"], home, SILENT)
+    assert measured[0][0] == whole.endpoint
+    assert measured[0][5] == {"deployment": "chat", "servers": ["a", "b"], "state": "degraded"}
+    whole.state = "failed"
+    with pytest.raises(LoadTestError, match="chat is failed, not ready"):
+        running.loadtest(None, "chat", [], home, SILENT)
 
 
 # Evaluate
