@@ -10,8 +10,11 @@ import click
 from deployer.cli.options import json_option, set_option, with_options
 from deployer.cli.output import emit, reporter
 from deployer.home import default_home
-from deployer.recipe.loadtest import PROFILES
 
+PROFILES = (
+    "smoke", "sync", "concurrent", "constant", "poisson", "sweep", "replay", "chat", "prefix",
+)  # fmt: skip
+"""Those of the recipe, whose module would make `--help` slow."""
 key_option = click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="File whose first line is the key."
 )

@@ -13,6 +13,7 @@ import pytest
 from command_line import deployer, gone, home_beside, must
 from guard import REPOSITORY
 from openai_contract import check_openai_contract
+from slow import SLOW
 
 from deployer.artifacts import Bundle, file_digest
 from deployer.home import Home
@@ -72,7 +73,7 @@ def streamed(endpoint: str, prompt: str, tokens: int) -> tuple[str, int]:
     ("name", "tool", "weights_format", "bits"),
     [
         ("smollm2-awq", "autoawq", "awq", (4, 9)),
-        ("smollm2-gptq", "llm-compressor", "compressed-tensors", (4, 9)),
+        pytest.param("smollm2-gptq", "llm-compressor", "compressed-tensors", (4, 9), marks=SLOW),
     ],
 )
 def test_four_bit_weights_are_made_measured_and_served(
@@ -115,6 +116,7 @@ def test_four_bit_weights_are_made_measured_and_served(
         assert not requests["errors"]
 
 
+@SLOW
 def test_eight_bit_weights_and_sixteen_bit_weights_become_bundles(built_home: Home) -> None:
     """What is quantized is compared with a baseline that is scored once."""
     document = must("build", RECIPES / "smollm2-w8a8.yaml", home=built_home)

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from command_line import DEPLOYER, environment, gone, home_beside, must
+from slow import SLOW
 from streaming_load import Load
 
 from deployer import serving
@@ -32,10 +33,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(usable_cores() < 2, reason="two servers need two cores of their own"),
 ]
-SLOW = pytest.mark.skipif(
-    not os.environ.get("DEPLOYER_SLOW_TESTS"),
-    reason="takes minutes: DEPLOYER_SLOW_TESTS=1 pytest tests/integration/test_router.py",
-)
 Run = Callable[..., None]
 
 

@@ -25,6 +25,7 @@ from command_line import DEPLOYER, environment, home_beside, must
 from guard import REPOSITORY
 from made_up_bundle import deployment
 from private_systemd import USER_ID, PrivateSystemd, booted
+from slow import SLOW
 
 from deployer.artifacts import Bundle
 from deployer.deployments import DeploymentFolder, DeploymentRecord
@@ -313,10 +314,7 @@ def test_a_real_service_is_ready_confined_watched_and_stops(
         check_stops(manager, unit, url)
 
 
-@pytest.mark.skipif(
-    not os.environ.get("DEPLOYER_SLOW_TESTS"),
-    reason="takes minutes: DEPLOYER_SLOW_TESTS=1 pytest tests/integration/test_systemd.py",
-)
+@SLOW
 @pytest.mark.timeout(900)
 def test_a_real_service_of_vllm_lives_with_its_rights(home: Home, tmp_path: Path) -> None:
     beside = home_beside(home, tmp_path / "built", "store", "bundles")

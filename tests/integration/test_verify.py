@@ -262,6 +262,7 @@ def refusals(check: Check, root: Path, places: Iterator[tuple[Path, int]]) -> di
     return found
 
 
+@pytest.mark.faults
 def test_500_changed_bits_in_the_demo_bundle_are_refused(
     signed: Path, own: Home, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

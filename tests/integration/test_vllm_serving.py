@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from slow import SLOW
 
 from deployer import serving
 from deployer.artifacts import FOLDER, Bundle, Manifest
@@ -84,6 +85,7 @@ def answer(endpoint: str, model: str) -> str:
     return text
 
 
+@SLOW
 @pytest.mark.timeout(600)
 def test_an_adapter_is_served_beside_the_model_under_its_own_name(
     own_home: Home, demo_checkpoint: Path, tmp_path: Path

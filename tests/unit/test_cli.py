@@ -14,7 +14,7 @@ import click
 import pytest
 
 from deployer import doctor, errors, serving
-from deployer.cli import cli, main
+from deployer.cli import cli, loadtesting, main
 from deployer.cli.output import emit
 from deployer.errors import (
     CommandError,
@@ -25,6 +25,7 @@ from deployer.errors import (
     RecipeError,
 )
 from deployer.recipe import json_schema
+from deployer.recipe.loadtest import PROFILES
 from deployer.serving import ServerRecord
 from deployer.toolchains import installation, provision
 from deployer.workflow import building, running
@@ -113,6 +114,10 @@ def test_help_mentions_every_option(run: Run, words: tuple[str, ...]) -> None:
             assert shown in outcome.out or (parameter.metavar or "") in outcome.out
         if isinstance(parameter, click.Option):
             assert parameter.help or isinstance(parameter.type, click.Choice | click.IntRange)
+
+
+def test_the_profiles_are_the_recipes() -> None:
+    assert loadtesting.PROFILES == PROFILES
 
 
 @every_command
