@@ -31,6 +31,8 @@ class Settings:
     requests: int = 0
     """Measured requests of each user after one warm-up request; 0: until the time is over."""
     warmup_s: float = 0.0
+    ramp_s: float = 0.0
+    """Seconds in which the users of a closed loop start."""
     duration_s: float = 0.0
     """Measured seconds after the warm-up; 0: until Locust is stopped."""
     prompt_words: int = 16

@@ -23,8 +23,6 @@ RECORDER = Recorder(SETTINGS)
 REQUESTER = Requester(SETTINGS, RECORDER, api_key())
 PLAN = plan.read(SETTINGS)
 NUMBERS, SENT = count(), count()
-RAMP = 0.8
-"""Share of the warm-up in which users start."""
 GOLDEN = 0.618_033_988_75
 """Multiples of it fall evenly, and never into step."""
 
@@ -51,7 +49,7 @@ class ClosedUser(_User):
         """Locust starts users by the second, all of one second at once: their streams would stay
         in step, and their chunks come in bursts that the server did not make."""
         super().on_start()
-        spread = min(1.0, RAMP * SETTINGS.warmup_s)
+        spread = min(1.0, SETTINGS.ramp_s)
         RECORDER.rest(spread * ((self.number + self.worker / SETTINGS.workers) * GOLDEN % 1.0))
 
     @task

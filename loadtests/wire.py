@@ -55,7 +55,7 @@ class Wire:
             self._read_as_it_comes(take, timeout)
 
     def _read_as_it_comes(self, take: Take, timeout: float) -> None:
-        """In the event loop itself: half the processor time of waking a greenlet for each chunk."""
+        """In the event loop itself, which costs less than waking a greenlet for each chunk."""
         over: AsyncResult = AsyncResult()
         self.sock.setblocking(False)
         watcher = gevent.get_hub().loop.io(self.sock.fileno(), 1)

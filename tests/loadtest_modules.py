@@ -9,9 +9,11 @@ from deployer.loadtest import driver
 sys.path.insert(0, str(driver.locustfile().parent))
 try:
     import answer
+    import prompts
     import reply
+    import settings
     import wire
 finally:
     del sys.path[0]
 
-__all__ = ["answer", "reply", "wire"]
+__all__ = ["answer", "prompts", "reply", "settings", "wire"]

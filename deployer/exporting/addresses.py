@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from deployer.errors import PlanError
 from deployer.exporting.deployment import Options
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-
-
-def on_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def url(host: str, port: int) -> str:

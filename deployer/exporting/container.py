@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from deployer.engines import Portable
 from deployer.errors import PlanError
 from deployer.exporting import flags, sizing
-from deployer.exporting.addresses import on_loopback, url
+from deployer.exporting.addresses import url
 from deployer.exporting.deployment import Deployment
+from deployer.recipe.addresses import on_loopback
 
 MODELS = "/models"
 """Where the bundle lies in a container."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 
 from deployer.errors import PlanError
-from deployer.exporting.addresses import on_loopback, require_folder, url
+from deployer.exporting.addresses import require_folder, url
 from deployer.exporting.deployment import Deployment
+from deployer.recipe.addresses import on_loopback
 
 RELEASE = "0.1.17"
 """The release of the PyPI package vllm-router whose flags these are."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from deployer.engines import Facts, ModelToServe, engine_named
 from deployer.errors import PlanError
 from deployer.exporting import sizing
-from deployer.exporting.addresses import on_loopback, require_folder, url
+from deployer.exporting.addresses import require_folder, url
 from deployer.exporting.deployment import Deployment
+from deployer.recipe.addresses import on_loopback
 
 PROGRAM = "/usr/local/bin/deployer"
 USER = "deployer"

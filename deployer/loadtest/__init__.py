@@ -19,7 +19,7 @@ from typing import Any
 import deployer
 from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, host, measure, planned, preparing, recording, storage, sweep
-from deployer.loadtest.crew import LOOPBACK, Crew, Processes
+from deployer.loadtest.crew import Crew
 from deployer.loadtest.endpoint import Endpoint
 from deployer.loadtest.joining import join as join_leader
 from deployer.loadtest.judging import exit_code
@@ -32,6 +32,7 @@ from deployer.loadtest.storage import Page
 from deployer.metrics import PREVIEW, Sample, first_chunk_tokens
 from deployer.progress import SILENT, Progress
 from deployer.recipe import LoadTest
+from deployer.recipe.addresses import on_loopback
 from deployer.results import LoadTestResult, Run
 
 __all__ = ["SEED", "TEMPERATURE", "Page", "exit_code", "folder_of", "join", "run"]
@@ -105,10 +106,10 @@ def join(url: str, progress: Progress = SILENT, api_key: str | None = None) -> i
 def _crew(target: Endpoint, workers: int, listen: str | None, progress: Progress) -> Iterator[Crew]:
     """The processes that put the load; others are told where to join."""
     if listen is None:
-        yield Processes(workers)
+        yield Crew(workers)
         return
     address = Address.parse(listen)
-    if target.is_local and address.host != LOOPBACK:
+    if target.is_local and not on_loopback(address.host):
         raise UsageError(
             f"other machines cannot reach {target.url}",
             "Name the server with --endpoint as they see it, for example http://10.0.0.7:8000.",

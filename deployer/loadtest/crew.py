@@ -4,48 +4,28 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 LOOPBACK = "127.0.0.1"
 
 
-class Crew(Protocol):
-    """The processes that share a load."""
+class Crew:
+    """The `size` processes of this machine that share a load, and write to its folder themselves.
 
-    @property
-    def size(self) -> int:
-        """How many there are."""
+    `patience` is how many seconds it takes at most until all of them are there.
+    """
 
-    @property
-    def patience(self) -> float:
-        """Seconds until all of them are there, at most."""
+    patience = 0.0
 
-    def arguments(self) -> list[str]:
-        """What Locust's command line says of them."""
-
-    def begin(
-        self,
-        told: Mapping[str, Any],
-        rows: Sequence[Mapping[str, Any]],
-        on_line: Callable[[str], None],
-    ) -> None:
-        """Let them know what to do; what they say of their progress goes to `on_line`."""
-
-    def collect(self, folder: Path) -> None:
-        """See that what each of them measured lies in `folder`."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """So many of this machine, which write to the folder themselves."""
-
-    size: int = 1
-    patience: float = 0.0
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
 
     def arguments(self) -> list[str]:
-        """Nothing for one; else a master with workers on the loopback, at a port of their own."""
+        """What Locust's command line says of them: nothing of a single one.
+
+        Else a master with workers on the loopback, at a port of their own.
+        """
         if self.size == 1:
             return []
         with socket.socket() as probe:
@@ -62,7 +42,7 @@ class Processes:
         rows: Sequence[Mapping[str, Any]],
         on_line: Callable[[str], None],
     ) -> None:
-        return
+        """Tell them what to do, where they are elsewhere; their progress goes to `on_line`."""
 
     def collect(self, folder: Path) -> None:
-        return
+        """Bring what they measured into `folder`, where they are elsewhere."""

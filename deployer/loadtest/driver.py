@@ -13,7 +13,7 @@ from typing import Any
 import deployer
 from deployer import process
 from deployer.errors import CommandError, LoadTestError
-from deployer.loadtest.crew import Crew, Processes
+from deployer.loadtest.crew import Crew
 from deployer.loadtest.levels import Level
 from deployer.loadtest.measure import Worker
 from deployer.metrics import Sample
@@ -24,7 +24,7 @@ DRAIN_S = 60
 """Seconds that running requests get to finish after the end; `--stop-timeout` of Locust."""
 BACKSTOP_S = 30
 TAIL_LINES = 8
-ALONE = Processes()
+ALONE = Crew()
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ def argv(level: Level, crew: Crew) -> list[str]:
     """Locust's command line; no secret is in it."""
     # An open loop has one user in every process, who sends that process's share.
     count = crew.size if level.loop == "open" else level.users
-    # Users start one after the other during the warm-up, so that they do not march in step; the
-    # workers of an open loop all at once, for their clocks start with them.
-    ramp = level.warmup if level.loop == "closed" else 0
-    rate = count / (0.8 * ramp) if ramp else 100 * count
+    rate = count / level.ramp if level.ramp else 100 * count
     return [
         sys.executable, "-m", "locust", "-f", str(locustfile()), "--headless", "--only-summary",
         "--users", str(count), "--spawn-rate", f"{max(rate, 1.0):.3f}",
@@ -75,6 +72,7 @@ def settings(level: Level, workers: int, **known: Any) -> dict[str, Any]:
         "loop": level.loop,
         "requests": level.requests,
         "warmup_s": float(level.warmup),
+        "ramp_s": level.ramp,
         "duration_s": 0.0 if level.requests else float(level.duration),
         "workers": workers,
         **known,
@@ -98,9 +96,8 @@ def drive(
     """
     folder = Path(known["folder"])
     on_line = follow(level, step)
-    told = settings(level, crew.size, **known, plan=str(folder / PLAN))
-    (folder / PLAN).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (folder / TOLD).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    told = settings(level, crew.size, **known)
+    tell(told, rows, folder)
     crew.begin(told, rows, on_line)
     try:
         process.run(
@@ -120,6 +117,13 @@ def drive(
     if len(raw.workers) != crew.size:
         raise _failed(f"{len(raw.workers)} of {crew.size} workers came to their end", folder / LOG)
     return raw
+
+
+def tell(told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write for Locust, which works in `folder`, what `settings` says and the requests to send."""
+    here = {**told, "folder": str(folder), "plan": str(folder / PLAN)}
+    (folder / PLAN).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / TOLD).write_text(json.dumps(here, indent=2), encoding="utf-8")
 
 
 def environment(workload_file: Path, key: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from deployer.errors import LoadTestError, UsageError
+from deployer.recipe.addresses import on_loopback
 
 READY_TIMEOUT = 120.0
 """Seconds for one short answer; the first one may wait for a cold engine."""
@@ -49,8 +50,7 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Whether the address means this machine, wherever it is used."""
-        host = urlsplit(self.url).hostname or ""
-        return host in ("localhost", "::1") or host.startswith("127.")
+        return on_loopback(urlsplit(self.url).hostname or "")
 
     def __enter__(self) -> Endpoint:
         return self

@@ -20,7 +20,7 @@ from deployer.errors import CommandError, LoadTestError, UsageError
 from deployer.loadtest import driver
 from deployer.loadtest.leading import HOLD_S
 from deployer.progress import Progress
-from deployer.results import LOG, PLAN, TOLD
+from deployer.results import LOG, TOLD
 
 ANSWER_S = HOLD_S + 20.0
 TELLING_S = 2.0
@@ -119,9 +119,7 @@ def join(url: str, progress: Progress, key: str | None = None) -> int:
 
 
 def _work(joined: Joined, job: Mapping[str, Any], folder: Path, key: str | None) -> None:
-    told = {**job["settings"], "folder": str(folder), "plan": str(folder / PLAN)}
-    (folder / PLAN).write_text("".join(json.dumps(row) + "\n" for row in job["plan"]), "utf-8")
-    (folder / TOLD).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    driver.tell(job["settings"], job["plan"], folder)
     argv = [
         sys.executable, "-m", "locust", "-f", str(driver.locustfile()), "--worker",
         "--master-host", joined.host, "--master-port", str(job["locust_port"]),

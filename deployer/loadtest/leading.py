@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import deployer
 from deployer.errors import LoadTestError, UsageError
+from deployer.loadtest.crew import Crew
 from deployer.metrics import Sample
 
 EVERYWHERE = ("0.0.0.0", "::")
@@ -65,19 +67,20 @@ class Address:
         return f"[{host}]" if ":" in host else host
 
 
-class Leader:
+class Leader(Crew):
     """A crew of `size` processes that others start. A context manager: at its end they go."""
 
     patience = JOIN_S
 
     def __init__(self, size: int, address: Address) -> None:
-        self.size = size
+        super().__init__(size)
         self.address = address
         self.secret = secrets.token_urlsafe(12)
         self._change = threading.Condition()
-        self._names: list[str] = []
         self._number = 0
         self._job: Mapping[str, Any] = {}
+        self._known: set[str] = set()
+        self._taken: set[str] = set()
         self._on_line: Callable[[str], None] = lambda _: None
         self._brought: dict[str, tuple[Mapping[str, Any], tuple[Sample, ...]]] = {}
         self._over = False
@@ -91,13 +94,12 @@ class Leader:
     def __enter__(self) -> Leader:
         handler = type("Handler", (_Handler,), {"leader": self})
         try:
-            self._server = ThreadingHTTPServer((self.address.host, self.address.port), handler)
+            self._server = _Server((self.address.host, self.address.port), handler)
         except OSError as error:
             raise LoadTestError(
                 f"cannot listen at {self.address.host}:{self.address.port}: {error.strerror}",
                 "Name another address with --listen.",
             ) from error
-        self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(SHUTDOWN_S,), daemon=True).start()
         return self
 
@@ -105,7 +107,7 @@ class Leader:
         with self._change:
             self._over = True
             self._change.notify_all()
-            self._change.wait_for(lambda: self._parted.issuperset(self._names), PARTING_S)
+            self._change.wait_for(lambda: self._parted.issuperset(self._known), PARTING_S)
         self._server.shutdown()
         self._server.server_close()
 
@@ -127,7 +129,7 @@ class Leader:
     ) -> None:
         with self._change:
             self._number += 1
-            self._brought = {}
+            self._taken, self._brought = set(), {}
             self._on_line = on_line
             self._job = {
                 "number": self._number, "version": deployer.__version__,
@@ -148,20 +150,20 @@ class Leader:
     # What the workers ask, each in a thread of its own
 
     def job(self, name: str, after: int) -> tuple[HTTPStatus, Mapping[str, Any]]:
-        """The job that follows number `after`."""
+        """The job that follows number `after`; who only waits for it takes nobody's place."""
         with self._change:
-            if name not in self._names and len(self._names) >= self.size:
-                return HTTPStatus.CONFLICT, {}
-            if name not in self._names:
-                self._names.append(name)
+            self._known.add(name)
             self._change.wait_for(lambda: self._over or self._number > after, HOLD_S)
             if self._over:
                 self._parted.add(name)
                 self._change.notify_all()
                 return HTTPStatus.GONE, {}
-            if self._number > after:
-                return HTTPStatus.OK, self._job
-            return HTTPStatus.NO_CONTENT, {}
+            if self._number <= after:
+                return HTTPStatus.NO_CONTENT, {}
+            if name not in self._taken and len(self._taken) >= self.size:
+                return HTTPStatus.CONFLICT, {}
+            self._taken.add(name)
+            return HTTPStatus.OK, self._job
 
     def progress(self, name: str, line: str) -> None:
         """A worker's line of progress; processes of two machines may have the same number."""
@@ -178,9 +180,18 @@ class Leader:
         report = {**report, **{k: report[k] + moved for k in ("started", "stopping")}}
         samples = tuple(Sample.from_json(record).shifted(-moved) for record in records)
         with self._change:
-            if name in self._names:
+            if name in self._taken:
                 self._brought[name] = (report, samples)
             self._change.notify_all()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A worker that goes away while it waits is no fault to show."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -194,11 +205,12 @@ class _Handler(BaseHTTPRequestHandler):
         path, asked = self._asked()
         if path != "job":
             return self._say(HTTPStatus.NOT_FOUND)
-        return self._say(*self.leader.job(asked.get("name", ""), int(asked.get("after", "0"))))
+        after = _number(asked.get("after"))
+        return self._say(*self.leader.job(asked.get("name", ""), after))
 
     def do_POST(self) -> None:
         path, asked = self._asked()
-        length = int(self.headers.get("Content-Length") or 0)
+        length = _number(self.headers.get("Content-Length"))
         if path not in ("progress", "measured") or not 0 < length <= MOST_BYTES:
             self.close_connection = True  # what was sent is not read
             return self._say(HTTPStatus.NOT_FOUND)
@@ -231,3 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *_: object) -> None:
         return
+
+
+def _number(text: str | None) -> int:
+    """A number that somebody sent; 0 where it is none."""
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 20 else 0

@@ -11,6 +11,8 @@ from deployer.recipe.loadtest import ONE_USER
 SMOKE_REQUESTS = 5
 SMOKE_LIMIT_S = 300
 BACKSTOP_S = 30
+RAMP = 0.8
+"""Share of the warm-up in which the users of a closed loop start."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class Level:
     def seconds(self) -> float:
         """How long the load lasts, in seconds; 0 where a number of requests ends it."""
         return 0.0 if self.requests else self.warmup + self.duration
+
+    @property
+    def ramp(self) -> float:
+        """Seconds in which the users start, one after the other, so that they are not in step.
+
+        The workers of an open loop start all at once, for their clocks start with them.
+        """
+        return RAMP * self.warmup if self.loop == "closed" else 0.0
 
     @property
     def limit(self) -> int:

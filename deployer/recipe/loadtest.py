@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from deployer.recipe import gates as expressions
 from deployer.recipe.section import Millis, Section, Text
 
-PROFILES = (
-    "smoke", "sync", "concurrent", "constant", "poisson", "sweep", "replay", "chat", "prefix",
-)  # fmt: skip
+Profile = Literal[
+    "smoke", "sync", "concurrent", "constant", "poisson", "sweep", "replay", "chat", "prefix"
+]
+PROFILES: tuple[str, ...] = get_args(Profile)
 OPEN_LOOPS = ("constant", "poisson", "sweep", "replay")
 """Profiles whose requests are sent when they are due, however slow the answers are."""
 ONE_USER = ("smoke", "sync")
@@ -34,9 +35,7 @@ class Slo(Section):
 class LoadTest(Section):
     """The load test that `make demo` and `deployer loadtest` run."""
 
-    profile: Literal[
-        "smoke", "sync", "concurrent", "constant", "poisson", "sweep", "replay", "chat", "prefix"
-    ] = Field(
+    profile: Profile = Field(
         "smoke",
         description="smoke: a few requests, one user. sync: one user for `duration`. concurrent: "
         "a closed loop of users. constant, poisson: `rate` requests per second, sent when they "

@@ -23,7 +23,7 @@ from fake_sse_server import FAULTS, Script, serve
 from deployer import loadtest, report, results
 from deployer.errors import LoadTestError
 from deployer.loadtest import driver, sweep
-from deployer.loadtest.crew import Processes
+from deployer.loadtest.crew import Crew
 from deployer.loadtest.levels import SMOKE_REQUESTS, level_of
 from deployer.metrics import e2e, tpot
 from deployer.progress import SILENT
@@ -277,7 +277,7 @@ def drive(
     rows = [{"words": 4, "tokens": workload.output_tokens}]
     with SILENT.step("") as step:
         told = {**basis, **known}
-        return driver.drive(level_of(workload), told, rows, step, None, Processes(workers))
+        return driver.drive(level_of(workload), told, rows, step, None, Crew(workers))
 
 
 def test_a_silent_server_is_a_timeout(tmp_path):
@@ -436,11 +436,10 @@ def soon(true, seconds: float = 20.0) -> bool:
     return False
 
 
-def test_an_encrypted_connection_is_read_as_well(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(driver.locustfile().parent))
+def test_an_encrypted_connection_is_read_as_well(tmp_path):
     from gevent import socket as green
     from gevent import ssl as green_ssl
-    from wire import Wire
+    from loadtest_modules import wire
 
     make_certificate(tmp_path, "wire")
     served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -463,6 +462,6 @@ def test_an_encrypted_connection_is_read_as_well(tmp_path, monkeypatch):
         server.start()
         plain = green.create_connection(listener.getsockname())
         with trusting.wrap_socket(plain, server_hostname="127.0.0.1") as here:
-            Wire(here).read(take, 2.0)
+            wire.Wire(here).read(take, 2.0)
         server.join(5)
     assert got == [b"chunk", b""]

@@ -1,9 +1,9 @@
 import json
-import runpy
 import sys
 from pathlib import Path
 
 import httpx
+import loadtest_modules
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,14 +12,13 @@ from loadtest_samples import HOST, closed_loop, result, sample
 from deployer import loadtest
 from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, exit_code, host, measure, storage
-from deployer.loadtest.crew import Processes
+from deployer.loadtest.crew import Crew
 from deployer.loadtest.endpoint import Endpoint, plain_words_for, words_for
 from deployer.loadtest.levels import SMOKE_REQUESTS, level_of
 from deployer.metrics import Limits
 from deployer.progress import SILENT
 from deployer.recipe import LoadTest, Slo
 
-LOADTESTS = Path(driver.locustfile()).parent
 CONCURRENT = LoadTest(profile="concurrent", users=8, duration=20, warmup=3)
 CLOSED, SMOKE = level_of(CONCURRENT), level_of(LoadTest())
 SYNC = level_of(LoadTest(profile="sync"))
@@ -189,7 +188,7 @@ def test_three_answers_are_kept_to_be_read():
 def test_the_command_line_names_the_locustfile_and_no_secret(monkeypatch):
     monkeypatch.setenv("LOCUST_USERS", "999")
     monkeypatch.setenv("DEPLOYER_API_KEY", "from-the-shell")
-    argv = driver.argv(CLOSED, Processes())
+    argv = driver.argv(CLOSED, Crew())
     assert argv[:3] == [sys.executable, "-m", "locust"]
     assert argv[argv.index("--users") + 1] == "8"
     assert float(argv[argv.index("--spawn-rate") + 1]) == pytest.approx(8 / 2.4, abs=0.001)
@@ -200,7 +199,7 @@ def test_the_command_line_names_the_locustfile_and_no_secret(monkeypatch):
 
 
 def test_the_settings_are_those_the_locustfile_knows():
-    names = runpy.run_path(str(LOADTESTS / "settings.py"))["NAMES"]
+    names = loadtest_modules.settings.NAMES
     for level in (CLOSED, SMOKE):
         assert set(driver.settings(level, 1)) <= set(names)
     assert driver.settings(SMOKE, 1)["requests"] == SMOKE_REQUESTS
@@ -241,8 +240,8 @@ def test_gathering_counts_times_from_the_first_worker(tmp_path):
 
 
 def test_several_workers_are_a_master_with_processes_at_a_port_of_their_own():
-    assert "--processes" not in driver.argv(CLOSED, Processes())
-    argv = driver.argv(CLOSED, Processes(3))
+    assert "--processes" not in driver.argv(CLOSED, Crew())
+    argv = driver.argv(CLOSED, Crew(3))
 
     def value(flag):
         return argv[argv.index(flag) + 1]
@@ -271,7 +270,7 @@ def test_a_lost_worker_makes_no_result(tmp_path, monkeypatch):
     with SILENT.step("") as step:
         assert len(driver.drive(CLOSED, known, [], step, None).workers) == 1
         with pytest.raises(LoadTestError, match="1 of 2 workers came to their end"):
-            driver.drive(CLOSED, known, [], step, None, Processes(2))
+            driver.drive(CLOSED, known, [], step, None, Crew(2))
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -427,11 +426,7 @@ def test_the_commit_is_read_from_a_checkouts_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def answer_class():
-    sys.path.insert(0, str(LOADTESTS))
-    try:
-        return runpy.run_path(str(LOADTESTS / "answer.py"))["Answer"]
-    finally:
-        sys.path.remove(str(LOADTESTS))
+    return loadtest_modules.answer.Answer
 
 
 def fed(answer_class, *events, done=True, start=1.1, status=200):
@@ -581,8 +576,7 @@ def test_too_few_tokens_are_an_error_only_when_the_end_is_ignored(answer_class):
 
 
 def test_prompts_are_repeatable_and_begin_with_a_nonce():
-    prompts = runpy.run_path(str(LOADTESTS / "prompts.py"))
-    make, nonce = prompts["make"], prompts["nonce"]
+    make, nonce = loadtest_modules.prompts.make, loadtest_modules.prompts.nonce
     assert make(5, 1, "aa") == make(5, 1, "aa") != make(5, 2, "aa")
     assert make(5, 1, nonce("r", 1)).startswith(f"[{nonce('r', 1)}] ")
     assert nonce("r", 1) != nonce("r", 2)

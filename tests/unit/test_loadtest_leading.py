@@ -14,7 +14,7 @@ from loadtest_samples import sample
 
 from deployer.errors import LoadTestError, UsageError
 from deployer.loadtest import driver, joining, leading
-from deployer.loadtest.crew import Processes
+from deployer.loadtest.crew import Crew
 from deployer.loadtest.leading import Address, Leader
 
 REPORT = {"started": 500.0, "stopping": 503.0, "lag_ms_p99": 1.0, "cpu_percent_max": 2.0}
@@ -57,6 +57,38 @@ def test_a_job_is_given_once_there_is_one_to_as_many_as_there_shall_be(
     assert job["locust_port"] == leader.address.port + 1
     assert ask(http, leader, "a", after=1).status_code == 204, "the same job only once"
     assert [ask(http, leader, name).status_code for name in ("b", "c", "b")] == [200, 409, 200]
+
+
+def test_who_waits_and_goes_away_takes_nobodys_place(leader: Leader, http: httpx.Client) -> None:
+    assert [ask(http, leader, name).status_code for name in ("gone", "a", "b")] == [204] * 3
+    leader.begin({}, [], lambda _: None)
+    assert [ask(http, leader, name).status_code for name in ("a", "b", "gone")] == [200, 200, 409]
+    leader.begin({}, [], lambda _: None)
+    assert [ask(http, leader, name, after=1).status_code for name in "ab"] == [200, 200]
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "\u00b2", "9" * 30])
+def test_numbers_that_are_none_are_no_fault(
+    leader: Leader, http: httpx.Client, number: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = {"name": "a", "after": number}
+    assert http.get(f"{leader.url}/job", params=told).status_code == 204
+    with socket.create_connection(("127.0.0.1", leader.address.port)) as sock:
+        head = f"POST /{leader.secret}/progress HTTP/1.1\r\nContent-Length: {number}\r\n\r\n"
+        sock.sendall(head.encode())
+        assert b" 404 " in sock.recv(100)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "shown"), [(BrokenPipeError, False), (ValueError, True)])
+def test_only_a_worker_that_goes_away_is_not_shown(
+    leader: Leader, error: type[Exception], shown: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        raise error
+    except error:
+        leader._server.handle_error(None, ("127.0.0.1", 1))
+    assert ("Traceback" in capfd.readouterr().err) is shown
 
 
 def test_who_does_not_know_the_secret_learns_and_changes_nothing(
@@ -157,4 +189,4 @@ def test_addresses_are_told_as_others_find_them() -> None:
     assert Address.parse("10.0.0.5:5570") == Address("10.0.0.5", 5570)
     assert Address.parse("[::1]:5570").name == "[::1]"
     assert Address.parse("0.0.0.0:5570").name == socket.gethostname()
-    assert Processes(1).arguments() == []
+    assert Crew(1).arguments() == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import runpy
 import statistics
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loadtest_modules import prompts
 
 from deployer.errors import LoadTestError, UsageError
-from deployer.loadtest import driver, planned, sources, sweep
+from deployer.loadtest import planned, sources, sweep
 from deployer.loadtest.levels import level_of, users_of
 from deployer.loadtest.planned import POOL, Material
 from deployer.recipe import LoadTest
 
-LOADTESTS = Path(driver.locustfile()).parent
 WORDS = Material(words=lambda tokens: tokens // 2, plain_words=lambda tokens: tokens)
 
 
@@ -120,14 +119,13 @@ def test_a_warm_cache_has_few_prompts_the_same_in_every_trial():
 
 
 def test_a_pools_prompts_come_again_and_no_other_does():
-    prompts = runpy.run_path(str(LOADTESTS / "prompts.py"))
-    of_pool, of_blocks = prompts["of_pool"], prompts["of_blocks"]
+    of_pool, of_blocks, prefixed = prompts.of_pool, prompts.of_blocks, prompts.prefixed
     assert of_pool(1, 9, "", "run") == of_pool(1, 9, "", "run") != of_pool(2, 9, "", "run")
     assert of_pool(1, 9, "hello", "run").endswith("] hello")
     one, other = of_blocks((1, 2), 50, 90, "m"), of_blocks((1, 3), 50, 90, "m")
     shared = sum(a == b for a, b in zip(one.split(), other.split(), strict=True))
     assert 50 < shared < 70, "the first block is the same, the second is not"
-    assert prompts["prefixed"](20, "m") == prompts["prefixed"](20, "m")
+    assert prefixed(20, "m") == prefixed(20, "m")
 
 
 # --- traces and chats ------------------------------------------------------------------------
