@@ -10,7 +10,6 @@ the streams of forked workers three seconds only.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import gevent
@@ -50,7 +49,7 @@ def _start(environment: Environment, **_: Any) -> None:
 
 @events.test_stopping.add_listener
 def _stopping(environment: Environment, **_: Any) -> None:
-    RECORDER.stopping = RECORDER.stopping or time.monotonic()
+    RECORDER.end()
 
 
 @events.test_stop.add_listener

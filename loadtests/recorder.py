@@ -57,12 +57,17 @@ class Recorder:
         while (left := end - time.monotonic()) > 0:
             gevent.sleep(min(left, 1.0))
         runner = environment.runner
-        self.stopping = time.monotonic()
+        self.end()
         if not isinstance(runner, WorkerRunner):
             gevent.spawn(runner.quit)
             return
         runner.stop_users(runner.user_classes_count)  # waits for them, at most --stop-timeout
         runner.send_message(ENDED)
+
+    def end(self) -> None:
+        """The load ends now, if it has not: what Locust does from here on makes nothing late."""
+        self.stopping = self.stopping or time.monotonic()
+        self.probe.active = False
 
     def _watch(self) -> None:
         while True:
